@@ -1,0 +1,1 @@
+"""The small Japanese model that ships inside the package; see README.md beside this file."""

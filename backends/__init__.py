@@ -1,0 +1,75 @@
+"""Arrays and the short list of operations that a backend may speed up.
+
+`get_backend` is the only door: the rest of the house never imports a backend by name.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refimpl.errors import BackendError, quote
+
+if TYPE_CHECKING:
+    from refimpl.backends.base import Backend
+
+#: name -> (module, class, compute dtypes); "auto" takes the last one that can run here.
+_BACKENDS = {"numpy": ("refimpl.backends.numpy", "NumPyBackend", ("float32", "float64"))}
+
+#: 16-bit types that are kept as weights and computed with in float32 where a backend lacks them.
+_HALF_TYPES = ("float16", "bfloat16")
+
+
+def get_backend(
+    name: str | Backend = "auto", *, dtype: Any = None, device: str | None = None, threads: int | None = None
+) -> Backend:
+    """The backend of that name, computing in `dtype` (default float32).
+
+    `dtype` "float16" or "bfloat16" on a backend that computes in float32 only means float32: the
+    weights are then kept in 16 bits and widened inside the operation that reads them.
+
+    Raises: BackendError for an unknown or unavailable backend, device or dtype.
+    """
+    from refimpl.backends.base import Backend
+
+    if isinstance(name, Backend):
+        return name
+    if name == "auto":
+        name = next(reversed(_BACKENDS))
+    if name not in _BACKENDS:
+        raise BackendError("unknown backend", found=quote(name), allowed=", ".join(["auto", *_BACKENDS]))
+    module, class_name, computes = _BACKENDS[name]
+    wanted = "float32" if dtype is None else dtype_name(dtype)
+    if wanted not in computes and wanted in _HALF_TYPES:
+        wanted = "float32"
+    if wanted not in computes:
+        raise BackendError(
+            f"the {name} backend does not compute in this dtype",
+            found=quote(wanted),
+            allowed=", ".join(computes + _HALF_TYPES),
+        )
+    return getattr(import_module(module), class_name)(to_dtype(wanted), device=device, threads=threads)
+
+
+def dtype_name(dtype: Any) -> str:
+    """"float32" for "float32", np.float32, np.dtype("float32") and the like."""
+    if isinstance(dtype, str):
+        return dtype
+    try:
+        return np.dtype(dtype).name
+    except TypeError as error:
+        raise BackendError("not a dtype", found=quote(dtype), allowed='a name such as "float32"') from error
+
+
+def to_dtype(name: str) -> np.dtype:
+    """The NumPy dtype of that name; bfloat16 comes from ml_dtypes."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    try:
+        return np.dtype(name)
+    except TypeError as error:
+        raise BackendError("not a dtype", found=quote(name), allowed='a name such as "float32"') from error

@@ -1,0 +1,61 @@
+"""refimpl: GPT-NeoX-Japanese as a readable specification that runs.
+
+Everything public is here; a name is imported from its module when it is first used, so that
+`import refimpl` stays quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+#: public name -> the module that defines it
+_EXPORTS = {
+    "AutoConfig": "refimpl.auto",
+    "AutoModel": "refimpl.auto",
+    "AutoModelForCausalLM": "refimpl.auto",
+    "AutoTokenizer": "refimpl.auto",
+    "BaseModelOutputWithPast": "refimpl.outputs",
+    "CausalLMOutputWithPast": "refimpl.outputs",
+    "DynamicCache": "refimpl.cache",
+    "GPTNeoXJapaneseConfig": "refimpl.config",
+    "GPTNeoXJapaneseForCausalLM": "refimpl.gpt_neox_japanese",
+    "GPTNeoXJapaneseModel": "refimpl.gpt_neox_japanese",
+    "GPTNeoXJapaneseTokenizer": "refimpl.tokenizer",
+    "GenerationConfig": "refimpl.generation.config",
+    "RefimplError": "refimpl.errors",
+    "TextStreamer": "refimpl.generation.streamers",
+    "embedded_model_path": "refimpl.embedded_model",
+    "get_backend": "refimpl.backends",
+    "to_numpy": "refimpl.arrays",
+}
+
+__all__ = sorted([*_EXPORTS, "__version__"])
+
+if TYPE_CHECKING:
+    from refimpl.arrays import to_numpy
+    from refimpl.auto import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from refimpl.backends import get_backend
+    from refimpl.cache import DynamicCache
+    from refimpl.config import GPTNeoXJapaneseConfig
+    from refimpl.embedded_model import embedded_model_path
+    from refimpl.errors import RefimplError
+    from refimpl.generation.config import GenerationConfig
+    from refimpl.generation.streamers import TextStreamer
+    from refimpl.gpt_neox_japanese import GPTNeoXJapaneseForCausalLM, GPTNeoXJapaneseModel
+    from refimpl.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+    from refimpl.tokenizer import GPTNeoXJapaneseTokenizer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'refimpl' has no attribute {name!r}")
+    value = getattr(import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,172 @@
+"""`generate()`: from a prompt to new tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from refimpl.backends.base import Backend
+from refimpl.cache import DynamicCache
+from refimpl.config import PreTrainedConfig
+from refimpl.errors import InputError
+from refimpl.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
+from refimpl.generation.logits import choose
+from refimpl.generation.random import fresh_seed
+from refimpl.hub import resolve
+from refimpl.inputs import as_id_array
+
+#: (ids so far [batch, seq], logits [batch, vocab]) -> logits [batch, vocab]
+LogitsProcessor = Callable[[np.ndarray, np.ndarray], np.ndarray]
+#: (ids so far [batch, seq], logits [batch, vocab]) -> whether to stop
+StoppingCriterion = Callable[[np.ndarray, np.ndarray], bool]
+
+
+class GenerationMixin:
+    """Gives a language model `generate()`."""
+
+    config: PreTrainedConfig
+    backend: Backend
+    _generation_config: GenerationConfig | None = None
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The settings that `generate()` starts from: `generation_config.json`, else the model's config."""
+        if self._generation_config is None:
+            self._generation_config = GenerationConfig.from_model_config(self.config)
+        return self._generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        self._generation_config = value
+
+    def load_generation_config(self, name_or_path: str | os.PathLike[str], **hub_options: Any) -> None:
+        """Take the settings from the model's files, where they have any."""
+        if resolve(name_or_path, GENERATION_CONFIG_NAME, required=False, **hub_options) is not None:
+            self._generation_config = GenerationConfig.from_pretrained(name_or_path, **hub_options)
+
+    def generate(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        generation_config: GenerationConfig | None = None,
+        streamer: Any = None,
+        logits_processor: Sequence[LogitsProcessor] = (),
+        stopping_criteria: Sequence[StoppingCriterion] = (),
+        seed: int | None = None,
+        **overrides: Any,
+    ) -> np.ndarray:
+        """The prompts with their continuations.  [batch, seq] -> [batch, seq + new], int64 on the host
+
+        input_ids: prompts of equal length; shorter ones padded on the left, with 0 in `attention_mask`.
+            None: start from `bos_token_id`.
+        generation_config: settings; default `self.generation_config`. `overrides` (max_new_tokens=...,
+            do_sample=..., temperature=..., top_k=..., top_p=..., eos_token_id=..., ...) win over it.
+        streamer: an object with `put(ids)`, called with the prompt and then with each token, and `end()`.
+        logits_processor: functions that change the logits before a token is chosen.
+        stopping_criteria: functions; generation ends when one returns true.
+        seed: of sampling; None draws a new one. Equal seeds give equal text, whatever else is in the batch.
+
+        A row ends with `eos_token_id`; rows that ended are filled up with `pad_token_id` (by default the
+        first eos id).
+        Raises: InputError for prompts, masks or options that mean nothing; NumericalError for NaN logits.
+        """
+        config = (generation_config or self.generation_config).updated(**overrides)
+        if input_ids is None:
+            if config.bos_token_id is None:
+                raise InputError("without a prompt there must be a bos_token_id", where="input_ids")
+            input_ids = [[config.bos_token_id]]
+        ids = as_id_array(input_ids, self.config.vocab_size)  # type: ignore[attr-defined]
+        mask = prompt_mask(ids, attention_mask, config)
+        seed = fresh_seed() if seed is None else seed
+        if streamer is not None:
+            streamer.put(ids)
+        try:
+            for next_ids, logits in self._steps(ids, mask, config, logits_processor, seed):
+                ids = np.concatenate([ids, next_ids[:, None]], axis=1)
+                if streamer is not None:
+                    streamer.put(next_ids)
+                if any(bool(np.all(stop(ids, logits))) for stop in stopping_criteria):
+                    break
+        finally:
+            # Also when interrupted: what was generated has then been handed over completely.
+            if streamer is not None:
+                streamer.end()
+        return ids
+
+    def _steps(
+        self,
+        ids: np.ndarray,
+        mask: np.ndarray,
+        config: GenerationConfig,
+        processors: Sequence[LogitsProcessor],
+        seed: int,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """One step at a time: the next token of each row [batch], and the logits [batch, vocab] it came from."""
+        eos_ids = config.eos_token_ids
+        pad_id = config.pad_token_id if config.pad_token_id is not None else (eos_ids[0] if eos_ids else 0)
+        finished = np.zeros(len(ids), dtype=bool)
+        cache = DynamicCache() if config.use_cache else None
+        limit = config.length_limit(ids.shape[1])
+        while ids.shape[1] < limit and not finished.all():
+            logits = self._next_logits(ids, mask, cache)
+            for processor in processors:
+                logits = processor(ids, logits)
+            lengths = mask.sum(axis=1)  # of the real text: padding on the left changes no draw
+            next_ids = np.array(
+                [
+                    pad_id if finished[row] else choose(logits[row], config, seed, row, int(lengths[row]))
+                    for row in range(len(ids))
+                ]
+            )
+            finished |= np.isin(next_ids, eos_ids)
+            ids = np.concatenate([ids, next_ids[:, None]], axis=1)
+            mask = np.concatenate([mask, np.ones((len(ids), 1), mask.dtype)], axis=1)
+            yield next_ids, logits
+
+    def _next_logits(self, ids: np.ndarray, mask: np.ndarray, cache: DynamicCache | None) -> np.ndarray:
+        """The logits after the last token.  The tokens that the cache holds are not computed again."""
+        past = 0 if cache is None else cache.get_seq_length()
+        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+        outputs = self(  # type: ignore[operator]
+            input_ids=ids[:, past:],
+            attention_mask=mask,
+            position_ids=positions[:, past:],
+            past_key_values=cache,
+            use_cache=cache is not None,
+            output_attentions=False,
+            output_hidden_states=False,
+            return_dict=True,
+            logits_to_keep=1,
+        )
+        return self.backend.to_numpy(outputs.logits)[:, -1]
+
+
+def prompt_mask(ids: np.ndarray, attention_mask: Any, config: GenerationConfig) -> np.ndarray:
+    """1 for a token, 0 for padding.  [batch, seq] -> [batch, seq]
+
+    Without a mask, `pad_token_id` is padding, unless it is an eos id too (then nobody can tell).
+    Raises: InputError for a mask of another shape, a row without tokens, or padding on the right.
+    """
+    if attention_mask is None:
+        pad_id = config.pad_token_id
+        is_padding = pad_id is not None and pad_id not in config.eos_token_ids and (ids == pad_id).any()
+        mask = (ids != pad_id if is_padding else np.ones_like(ids)).astype(np.int64)
+    else:
+        mask = np.asarray(attention_mask)
+        if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
+            raise InputError(
+                "must be 0 and 1, one for each id",
+                where="attention_mask",
+                found=f"shape {list(mask.shape)}",
+                allowed=f"[batch, seq] = {list(ids.shape)}",
+            )
+        mask = mask.astype(np.int64)
+    for row in np.flatnonzero(mask[:, -1] == 0):
+        what = "padding must stand on the left of a prompt" if mask[row].any() else "a prompt without tokens"
+        raise InputError(
+            what, where=f"attention_mask[{row}]", hint='Use a tokenizer with padding_side="left" to pad prompts.'
+        )
+    return mask

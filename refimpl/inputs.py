@@ -1,0 +1,111 @@
+"""Checks of what a caller hands to a model, on the host and before any backend sees it.
+
+Backends do not check: NumPy reads a negative id from the end, a compiled kernel reads whatever lies
+beyond the array.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from refimpl.backends.base import Backend
+from refimpl.errors import InputError
+
+Array = Any
+
+
+def as_id_array(ids: Any, vocab_size: int, name: str = "input_ids") -> np.ndarray:
+    """Token ids as an int64 array on the host.  [batch, seq] -> [batch, seq]
+
+    Raises: InputError unless they are whole numbers from 0 to vocab_size - 1 in a rectangle of at least one.
+    """
+    try:
+        array = np.asarray(ids.get() if hasattr(ids, "get") and not isinstance(ids, dict) else ids)
+    except ValueError as error:
+        raise InputError(
+            "the rows differ in length", where=name, hint="Pad them: tokenizer(texts, padding=True, ...)."
+        ) from error
+    if array.ndim != 2 or array.size == 0:
+        raise InputError(
+            "wrong shape", where=name, found=str(list(array.shape)), allowed="[batch, seq], both at least 1"
+        )
+    if array.dtype.kind not in "iu":
+        raise InputError("ids are whole numbers", where=name, found=f"dtype {array.dtype}")
+    wrong = (array < 0) | (array >= vocab_size)
+    if wrong.any():
+        row, column = (int(i) for i in np.argwhere(wrong)[0])
+        raise InputError(
+            "id outside the vocabulary",
+            where=f"{name}[{row}, {column}]",
+            found=str(array[row, column]),
+            allowed=f"0 to {vocab_size - 1}",
+        )
+    return array.astype(np.int64, copy=False)
+
+
+def check_ids(backend: Backend, input_ids: Any, vocab_size: int) -> Array:
+    """The checked ids as an array of the backend.  [batch, seq] -> [batch, seq]"""
+    return backend.asarray(as_id_array(input_ids, vocab_size))
+
+
+def check_embeds(backend: Backend, inputs_embeds: Any, hidden_size: int) -> Array:
+    """[batch, seq, hidden] -> [batch, seq, hidden] in the compute dtype"""
+    array = backend.asarray(inputs_embeds, dtype=backend.dtype)
+    if array.ndim != 3 or array.shape[2] != hidden_size or array.size == 0:
+        raise InputError(
+            "wrong shape",
+            where="inputs_embeds",
+            found=str(list(array.shape)),
+            allowed=f"[batch, seq, hidden = {hidden_size}]",
+        )
+    return array
+
+
+def default_positions(past: int, seq: int) -> np.ndarray:
+    """Count on from the cache.  -> [1, seq]"""
+    return np.arange(past, past + seq)[None]
+
+
+def warn_beyond_context(length: int, max_position_embeddings: int) -> None:
+    """Warn (once, as Python's default filter does) when a text is longer than the model was made for."""
+    if length > max_position_embeddings:
+        warnings.warn(
+            f"the text is longer than max_position_embeddings = {max_position_embeddings}: "
+            "the model was not trained for such positions, its predictions may be poor",
+            stacklevel=3,
+        )
+
+
+def check_positions(backend: Backend, position_ids: Any, batch: int, seq: int) -> Array:
+    """[batch or 1, seq] (or [seq]) -> [batch or 1, seq]"""
+    positions = backend.asarray(position_ids)
+    if positions.ndim == 1:
+        positions = positions[None]
+    if positions.dtype.kind not in "iu" or positions.shape not in ((batch, seq), (1, seq)):
+        raise InputError(
+            "wrong shape or dtype",
+            where="position_ids",
+            found=f"{list(positions.shape)} {positions.dtype}",
+            allowed=f"whole numbers [batch or 1, seq] = [{batch}, {seq}]",
+        )
+    return positions
+
+
+def check_head_mask(backend: Backend, head_mask: Any, num_layers: int, num_heads: int) -> list[Array | None]:
+    """[heads] or [layers, heads] -> one factor per head, [heads], for each layer"""
+    if head_mask is None:
+        return [None] * num_layers
+    mask = backend.asarray(head_mask, dtype=backend.dtype)
+    if mask.shape == (num_heads,):
+        return [mask] * num_layers
+    if mask.shape == (num_layers, num_heads):
+        return list(mask)
+    raise InputError(
+        "wrong shape",
+        where="head_mask",
+        found=str(list(mask.shape)),
+        allowed=f"[heads] = [{num_heads}], or [layers, heads] = [{num_layers}, {num_heads}]",
+    )

@@ -1,0 +1,252 @@
+"""What every model has in common: how it is made, where its weights come from, what it is made of."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from refimpl.backends import dtype_name, get_backend, to_dtype
+from refimpl.backends.base import Backend
+from refimpl.checkpoints import WEIGHTS_NAME, SafetensorsFile
+from refimpl.config import PreTrainedConfig, split_hub_options
+from refimpl.errors import BackendError, CheckpointMismatchError, quote
+from refimpl.hub import resolve
+from refimpl.layers import Module, Parameter
+
+Array = Any
+
+# Buffers that old versions stored beside the weights. They hold nothing that the config does not say.
+_OLD_BUFFERS = (".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq")
+
+# Loading less than this takes no time worth a progress bar.
+_PROGRESS_BYTES = 1 << 29
+
+
+class PreTrainedModel(Module):
+    """Base of the models.  A subclass says in `build` what it is made of.
+
+    Args:
+        config: the settings.
+        backend: "auto", "numpy", ... or a backend.
+        dtype: the compute dtype; "float16" and "bfloat16" on a CPU keep the weights so and compute in float32.
+        weight_dtype: how large matrices are kept; None: as they are in the file (random ones: as `dtype`).
+        device, threads: see `refimpl.backends.get_backend`.
+        seed: of the random weights, which are normal with deviation `config.initializer_range`.
+
+    Raises: BackendError, ConfigError.
+    """
+
+    config_class: ClassVar[type[PreTrainedConfig]]
+    base_model_prefix: ClassVar[str]
+    config: PreTrainedConfig
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        *,
+        backend: str | Backend = "auto",
+        dtype: Any = None,
+        weight_dtype: Any = None,
+        device: str | None = None,
+        threads: int | None = None,
+        seed: int = 0,
+    ):
+        self._prepare(config, get_backend(backend, dtype=dtype, device=device, threads=threads))
+        rng = np.random.default_rng(seed)
+        kept = _weight_dtype(dtype, weight_dtype) or self.backend.dtype
+        for parameter in self.named_parameters():
+            if parameter.initial is None:
+                values = rng.normal(0.0, config.initializer_range, parameter.shape)  # type: ignore[attr-defined]
+            else:
+                values = np.full(parameter.shape, parameter.initial)
+            parameter.assign(values.astype(self.backend.dtype), kept)
+        self._tie_weights()
+
+    @classmethod
+    def skeleton(cls, config: PreTrainedConfig, backend: Backend) -> Self:
+        """The model without the values of its weights: nothing is allocated."""
+        model = cls.__new__(cls)
+        model._prepare(config, backend)
+        return model
+
+    def _prepare(self, config: PreTrainedConfig, backend: Backend) -> None:
+        Module.__init__(self, backend)
+        config.validate()
+        self.config = config
+        self._ties: list[tuple[Module, Module]] = []
+        self.build(backend)
+
+    def build(self, backend: Backend) -> None:
+        """Make the parts of the model as attributes; to be said by each model."""
+        raise TypeError(f"{type(self).__name__} is a base class; use one of the models")
+
+    def tie(self, part: Module, source: Module) -> None:
+        """Let `part` use the `weight` of `source` instead of one of its own."""
+        del part._shapes["weight"]
+        self._ties.append((part, source))
+
+    def _tie_weights(self) -> None:
+        for part, source in self._ties:
+            part.weight = source.weight  # type: ignore[attr-defined]
+
+    # --- from files ----------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        backend: str | Backend = "auto",
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        weight_dtype: Any = None,
+        device: str | None = None,
+        device_map: str | None = None,
+        mmap: bool = True,
+        threads: int | None = None,
+        config: PreTrainedConfig | None = None,
+        **options: Any,
+    ) -> Self:
+        """The model of a folder or a Hub repository: `config.json` and `model.safetensors`.
+
+        The arguments are those of the class, and:
+        mmap: map the weights from the file (default), or read them into memory.
+        config: settings to use instead of the file's.
+        torch_dtype, device_map: other names of `dtype` and `device`; device_map "auto" lets the backend choose.
+        options: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` say where files come
+            from; every other keyword overrides a setting of the config.
+
+        Raises: MissingFileError, ConfigError, CheckpointFormatError, CheckpointMismatchError (one error
+            that lists every missing, unexpected and mis-shaped tensor), BackendError.
+        """
+        hub_options, overrides = split_hub_options(options)
+        dtype = torch_dtype if dtype is None else dtype
+        dtype = None if isinstance(dtype, str) and dtype == "auto" else dtype
+        if device is None and device_map not in (None, "auto"):
+            device = device_map
+        if config is None:
+            loaded = cls.config_class.from_pretrained(name_or_path, **hub_options, **overrides)
+        else:
+            loaded = cls.config_class.from_dict(config.to_dict(), **overrides) if overrides else config
+        model = cls.skeleton(loaded, get_backend(backend, dtype=dtype, device=device, threads=threads))
+        path = resolve(name_or_path, WEIGHTS_NAME, **hub_options)
+        assert path is not None
+        model.load_weights(SafetensorsFile(path, mmap=mmap), weight_dtype=_weight_dtype(dtype, weight_dtype), where=path)
+        generation_config = getattr(model, "load_generation_config", None)
+        if generation_config is not None:
+            generation_config(name_or_path, **hub_options)
+        return model
+
+    def load_weights(self, tensors: Mapping[str, np.ndarray], weight_dtype: Any = None, where: object = None) -> None:
+        """Take every weight of the model from `tensors`; nothing may be missing, left over or of another shape.
+
+        Raises: CheckpointMismatchError; the model then has no weights.
+        """
+        file_keys = self._match_keys(tensors)
+        parameters = list(self.named_parameters())
+        wanted = {parameter.key for parameter in parameters}
+        missing = [parameter.key for parameter in parameters if parameter.key not in file_keys]
+        unexpected = [name for key, name in file_keys.items() if key not in wanted and not self._is_ignored(key)]
+        mismatched = [
+            f"{p.key}: file {list(tensors[file_keys[p.key]].shape)}, config {list(p.shape)}"
+            for p in parameters
+            if p.key in file_keys and tensors[file_keys[p.key]].shape != p.shape
+        ]
+        integers = [
+            f"{p.key}: {tensors[file_keys[p.key]].dtype}, not a float type"
+            for p in parameters
+            if p.key in file_keys and tensors[file_keys[p.key]].dtype.kind in "iub"
+        ]
+        if missing or unexpected or mismatched or integers:
+            raise CheckpointMismatchError(
+                "the weights are not those of this config",
+                where=where,
+                missing=missing,
+                unexpected=unexpected,
+                mismatched=mismatched + integers,
+            )
+        for parameter in _with_progress(parameters, tensors):
+            parameter.assign(tensors[file_keys[parameter.key]], weight_dtype)
+        self._tie_weights()
+        self._report_untied_head(tensors, file_keys)
+
+    def _match_keys(self, names: Mapping[str, Any]) -> dict[str, str]:
+        """{key in this model: key in the file}: a model without a head and one with a head can share a file."""
+        prefix = f"{self.base_model_prefix}."
+        in_file = any(name.startswith(prefix) for name in names)
+        in_model = any(parameter.key.startswith(prefix) for parameter in self.named_parameters())
+        if in_file and not in_model:
+            return {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
+        if in_model and not in_file:
+            heads = ("embed_out.", "lm_head.")
+            return {name if name.startswith(heads) else prefix + name: name for name in names}
+        return {name: name for name in names}
+
+    def _is_ignored(self, key: str) -> bool:
+        return key.endswith(_OLD_BUFFERS) or (key == "embed_out.weight" and bool(self._ties))
+
+    def _report_untied_head(self, tensors: Mapping[str, np.ndarray], file_keys: dict[str, str]) -> None:
+        stored = file_keys.get("embed_out.weight")
+        for part, source in self._ties:
+            if stored is not None and part is getattr(self, "embed_out", None):
+                kept = self.backend.to_numpy(source.weight)  # type: ignore[attr-defined]
+                if not np.array_equal(kept, tensors[stored].astype(kept.dtype)):
+                    warnings.warn(
+                        "the file holds an embed_out.weight that differs from the input embedding; because "
+                        "tie_word_embeddings is true the input embedding is used "
+                        "(pass tie_word_embeddings=False to use the stored head)",
+                        stacklevel=4,
+                    )
+
+    # --- what it is ----------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The compute dtype."""
+        return self.backend.dtype
+
+    @property
+    def device(self) -> str:
+        return self.backend.device
+
+    def num_parameters(self) -> int:
+        """How many numbers the model has learned; a tied head counts once."""
+        return sum(int(np.prod(parameter.shape)) for parameter in self.named_parameters())
+
+    def state_dict(self) -> dict[str, Array]:
+        """Every weight by its key, as this backend keeps it."""
+        return {parameter.key: getattr(parameter.owner, parameter.name) for parameter in self.named_parameters()}
+
+    def eval(self) -> Self:
+        """The model itself: there is no training mode to leave."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}, {self.num_parameters():,} parameters, {self.backend!r}>"
+
+
+def _weight_dtype(dtype: Any, weight_dtype: Any) -> np.dtype | None:
+    """The dtype in which large matrices are kept; None: as in the file."""
+    names = ("float64", "float32", "float16", "bfloat16")
+    name = None
+    if weight_dtype is not None:
+        name = dtype_name(weight_dtype)
+        if name not in names:
+            raise BackendError("weights cannot be kept in this dtype", found=quote(name), allowed=", ".join(names))
+    elif dtype is not None and dtype_name(dtype) in ("float16", "bfloat16"):
+        name = dtype_name(dtype)
+    return None if name is None else to_dtype(name)
+
+
+def _with_progress(parameters: list[Parameter], tensors: Mapping[str, np.ndarray]) -> Iterator[Parameter]:
+    """The parameters one by one, with a bar on a terminal when there is much to load."""
+    total = getattr(tensors, "nbytes", 0)
+    if total < _PROGRESS_BYTES or os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") in ("1", "true", "TRUE", "yes"):
+        return iter(parameters)
+    from tqdm import tqdm
+
+    return iter(tqdm(parameters, desc="Loading weights", unit="tensor", disable=None, leave=False))

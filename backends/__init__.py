@@ -54,7 +54,7 @@ def get_backend(
 
 
 def dtype_name(dtype: Any) -> str:
-    """"float32" for "float32", np.float32, np.dtype("float32") and the like."""
+    """The name of a dtype given as a string, a NumPy scalar type or a dtype."""
     if isinstance(dtype, str):
         return dtype
     try:

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from refimpl.config import CONFIG_NAME, GPTNeoXJapaneseConfig, PreTrainedConfig, split_hub_options
-from refimpl.errors import ConfigError, quote
+from refimpl.errors import ConfigError, TokenizerFileError, quote
 from refimpl.hub import resolve
 from refimpl.json_reader import read_json_object
 
@@ -83,3 +83,36 @@ class AutoModel(_AutoModel):
 
 class AutoModelForCausalLM(_AutoModel):
     """The language model."""
+
+
+#: tokenizer class (as the documentation names it) -> module
+_TOKENIZERS = {"GPTNeoXJapaneseTokenizer": "refimpl.tokenizer"}
+
+#: The tokenizer of a folder that does not name one, by the file that only it has.
+_TOKENIZER_FILES = {"emoji.json": "GPTNeoXJapaneseTokenizer"}
+
+
+class AutoTokenizer:
+    """The tokenizer of a model, whatever its class."""
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Any:
+        """Like `from_pretrained` of the class that `tokenizer_config.json`, or else the files, tell."""
+        hub_options, _ = split_hub_options(options)
+        path = resolve(name_or_path, "tokenizer_config.json", required=False, **hub_options)
+        named = None if path is None else read_json_object(path, TokenizerFileError).get("tokenizer_class")
+        if named is None:
+            by_file = (
+                class_name
+                for file, class_name in _TOKENIZER_FILES.items()
+                if resolve(name_or_path, file, required=False, **hub_options) is not None
+            )
+            named = next(by_file, None)
+        if not isinstance(named, str) or named not in _TOKENIZERS:
+            raise TokenizerFileError(
+                "no tokenizer for this model",
+                where=name_or_path,
+                found="neither a tokenizer_class nor a known file" if named is None else quote(named),
+                allowed=", ".join(_TOKENIZERS),
+            )
+        return getattr(import_module(_TOKENIZERS[named]), named).from_pretrained(name_or_path, **options)

@@ -113,16 +113,29 @@ class DynamicCache:
         return f"DynamicCache(layers={len(self)}, tokens={self.get_seq_length()})"
 
 
-def as_cache(past_key_values: Any) -> DynamicCache:
-    """A cache, or a tuple of (key, value) per layer, as a cache."""
-    if isinstance(past_key_values, DynamicCache):
-        return past_key_values
-    try:
-        return DynamicCache(past_key_values)
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
+def open_cache(past_key_values: Any, use_cache: bool, num_layers: int) -> DynamicCache | None:
+    """The cache of a forward call: the caller's, a new one, or none.
+
+    Raises: InputError unless `past_key_values` is a cache, or a tuple of (key, value), of so many layers.
+    """
+    if past_key_values is None:
+        return DynamicCache() if use_cache else None
+    cache = past_key_values
+    if not isinstance(cache, DynamicCache):
+        try:
+            cache = DynamicCache(cache)
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            raise InputError(
+                "not a cache",
+                where="past_key_values",
+                found=quote(past_key_values),
+                allowed="a DynamicCache, or a tuple of (key, value) per layer",
+            ) from error
+    if len(cache) not in (0, num_layers):
         raise InputError(
-            "not a cache",
+            "the cache belongs to another model",
             where="past_key_values",
-            found=quote(past_key_values),
-            allowed="a DynamicCache, or a tuple of (key, value) per layer",
-        ) from error
+            found=f"{len(cache)} layers",
+            allowed=f"{num_layers} layers",
+        )
+    return cache

@@ -80,7 +80,9 @@ def _read_header(path: Path) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...],
     except OSError as error:
         raise CheckpointFormatError(f"the file cannot be read: {error}", where=path, path=path) from error
     except SafetensorError as error:
-        raise CheckpointFormatError(f"not a valid safetensors file: {error}", where=path, path=path) from error
+        raise CheckpointFormatError(
+            f"not a valid safetensors file: {error}", where=path, path=path
+        ) from error
     header.pop("__metadata__", None)
     entries = {}
     for name, entry in header.items():
@@ -120,7 +122,10 @@ def _refuse_truncated(path: Path) -> None:
         if size >= needed:
             try:
                 header = json.loads(file.read(length))
-                needed += max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+                needed += max(
+                    (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"),
+                    default=0,
+                )
             except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
                 return  # damaged in another way
     if size < needed:

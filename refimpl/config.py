@@ -100,7 +100,9 @@ class PreTrainedConfig:
             value = getattr(self, name)
             ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
             if not all(token_id is None or type(token_id) is int for token_id in ids):
-                raise self._error("not a token id", name, "a whole number, or none (eos: also a list of them)")
+                raise self._error(
+                    "not a token id", name, "a whole number, or none (eos: also a list of them)"
+                )
 
     def _error(self, what: str, key: str, allowed: str | None = None, hint: str | None = None) -> ConfigError:
         value = getattr(self, key)
@@ -162,7 +164,7 @@ class PreTrainedConfig:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.to_dict() == self.to_dict()  # type: ignore[attr-defined]
+        return type(other) is type(self) and other.to_dict() == self.to_dict()
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -288,4 +290,6 @@ class GPTNeoXJapaneseConfig(PreTrainedConfig):
 def split_hub_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Part keyword arguments into those that say where files come from, and the rest."""
     names = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-    return {k: v for k, v in options.items() if k in names}, {k: v for k, v in options.items() if k not in names}
+    return {k: v for k, v in options.items() if k in names}, {
+        k: v for k, v in options.items() if k not in names
+    }

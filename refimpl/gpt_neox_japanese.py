@@ -14,10 +14,10 @@ from typing import Any
 from refimpl.attention import Attention, build_mask
 from refimpl.backends.base import Backend
 from refimpl.backends.mask import AttentionMask
-from refimpl.cache import DynamicCache, as_cache
+from refimpl.cache import DynamicCache, open_cache
 from refimpl.config import GPTNeoXJapaneseConfig
-from refimpl.generation.mixin import GenerationMixin
 from refimpl.errors import InputError
+from refimpl.generation.mixin import GenerationMixin
 from refimpl.inputs import (
     check_embeds,
     check_head_mask,
@@ -137,7 +137,9 @@ class GPTNeoXJapaneseModel(PreTrainedModel):
         config, backend = self.config, self.backend
         use_cache = config.use_cache if use_cache is None else use_cache
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output_hidden_states = (
+            config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
         return_dict = config.return_dict if return_dict is None else return_dict
 
         if (input_ids is None) == (inputs_embeds is None):
@@ -148,19 +150,8 @@ class GPTNeoXJapaneseModel(PreTrainedModel):
             hidden_states = check_embeds(backend, inputs_embeds, config.hidden_size)
         batch, seq, _ = hidden_states.shape
 
-        cache = None
-        if past_key_values is not None:
-            cache = as_cache(past_key_values)
-        elif use_cache:
-            cache = DynamicCache()
+        cache = open_cache(past_key_values, use_cache, config.num_hidden_layers)
         past = 0 if cache is None else cache.get_seq_length()
-        if past and len(cache) != config.num_hidden_layers:
-            raise InputError(
-                "the cache belongs to another model",
-                where="past_key_values",
-                found=f"{len(cache)} layers",
-                allowed=f"{config.num_hidden_layers} layers",
-            )
 
         mask = build_mask(backend, attention_mask, batch, seq, past)
         heads = check_head_mask(backend, head_mask, config.num_hidden_layers, config.num_attention_heads)
@@ -173,7 +164,9 @@ class GPTNeoXJapaneseModel(PreTrainedModel):
         all_attentions: list[Array] = []
         for layer, layer_head_mask in zip(self.layers, heads, strict=True):
             all_hidden_states.append(hidden_states)
-            hidden_states, weights = layer(hidden_states, cos, sin, mask, cache, layer_head_mask, output_attentions)
+            hidden_states, weights = layer(
+                hidden_states, cos, sin, mask, cache, layer_head_mask, output_attentions
+            )
             all_attentions.append(weights)
         hidden_states = self.final_layer_norm(hidden_states)
 

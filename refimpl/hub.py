@@ -46,7 +46,9 @@ def resolve(
             return None
         present = sorted(entry.name for entry in folder.iterdir())
         raise MissingFileError(
-            f"the folder has no file {filename}", where=folder, found=", ".join(present[:10]) or "an empty folder"
+            f"the folder has no file {filename}",
+            where=folder,
+            found=", ".join(present[:10]) or "an empty folder",
         )
     if folder.is_file():
         raise InputError("a model is a folder or a Hub id, not a file", where=folder)
@@ -65,7 +67,8 @@ def resolve(
 def _download(repo_id: str, filename: str, required: bool, **options) -> Path | None:
     if not _HUB_ID.fullmatch(repo_id) or ".." in repo_id:
         raise MissingFileError(
-            f"there is no folder {quote(repo_id)}, and this is no Hub id either", allowed="a folder, or owner/name"
+            f"there is no folder {quote(repo_id)}, and this is no Hub id either",
+            allowed="a folder, or owner/name",
         )
     from huggingface_hub import hf_hub_download  # a quarter of a second to import: only when needed
     from huggingface_hub.errors import (
@@ -99,7 +102,9 @@ def _download(repo_id: str, filename: str, required: bool, **options) -> Path | 
         raise MissingFileError(f"no revision {quote(options['revision'])}", where=repo_id) from error
     except GatedRepoError as error:
         raise MissingFileError(
-            "access to this repository must be granted on the Hub first", where=repo_id, hint="Then pass token=..."
+            "access to this repository must be granted on the Hub first",
+            where=repo_id,
+            hint="Then pass token=...",
         ) from error
     except RepositoryNotFoundError as error:
         raise MissingFileError(

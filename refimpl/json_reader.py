@@ -29,7 +29,10 @@ def read_json_object(path: Path, error_class: type[RefimplError], limit: int = M
         size = path.stat().st_size
         if size > limit:
             raise ResourceLimitError(
-                "the file is larger than such a file can be", where=path, found=f"{size} bytes", allowed=f"{limit} bytes"
+                "the file is larger than such a file can be",
+                where=path,
+                found=f"{size} bytes",
+                allowed=f"{limit} bytes",
             )
         text = path.read_bytes().decode("utf-8")
         value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)

@@ -123,4 +123,6 @@ class Activation(Module):
     def __call__(self, x: Array) -> Array:
         if callable(self.hidden_act):
             return self.hidden_act(x)
-        return self.backend.activation(x, self.hidden_act, tuple(getattr(self, name) for name in self._shapes))
+        return self.backend.activation(
+            x, self.hidden_act, tuple(getattr(self, name) for name in self._shapes)
+        )

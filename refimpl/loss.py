@@ -15,7 +15,10 @@ IGNORE_INDEX = -100
 
 
 def keep_positions(hidden_states: Array, logits_to_keep: Any) -> Array:
-    """The last `logits_to_keep` positions (0: all), or those of an index array.  [batch, seq, hidden] -> [batch, kept, hidden]"""
+    """The last `logits_to_keep` positions (0: all), or those of an index array.
+
+    [batch, seq, hidden] -> [batch, kept, hidden]
+    """
     if isinstance(logits_to_keep, int | np.integer):
         if logits_to_keep < 0:
             raise InputError("must not be negative", where="logits_to_keep", found=str(logits_to_keep))
@@ -24,7 +27,10 @@ def keep_positions(hidden_states: Array, logits_to_keep: Any) -> Array:
     seq = hidden_states.shape[1]
     if positions.ndim != 1 or positions.dtype.kind not in "iu" or (abs(positions + 0.5) > seq).any():
         raise InputError(
-            "not positions", where="logits_to_keep", found=str(positions)[:80], allowed=f"whole numbers from {-seq} to {seq - 1}"
+            "not positions",
+            where="logits_to_keep",
+            found=str(positions)[:80],
+            allowed=f"whole numbers from {-seq} to {seq - 1}",
         )
     return hidden_states[:, positions]
 
@@ -47,7 +53,9 @@ def causal_lm_loss(backend: Backend, logits: Array, labels: Any) -> Array:
         )
     kept = targets != IGNORE_INDEX
     if ((targets < 0) | (targets >= vocab))[kept].any():
-        raise InputError("label outside the vocabulary", where="labels", allowed=f"0 to {vocab - 1}, or {IGNORE_INDEX}")
+        raise InputError(
+            "label outside the vocabulary", where="labels", allowed=f"0 to {vocab - 1}, or {IGNORE_INDEX}"
+        )
     rows, columns = np.nonzero(kept[:, 1:])
     if rows.size == 0:
         return backend.xp.asarray(float("nan"), dtype=backend.dtype)

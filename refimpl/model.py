@@ -135,13 +135,17 @@ class PreTrainedModel(Module):
         model = cls.skeleton(loaded, get_backend(backend, dtype=dtype, device=device, threads=threads))
         path = resolve(name_or_path, WEIGHTS_NAME, **hub_options)
         assert path is not None
-        model.load_weights(SafetensorsFile(path, mmap=mmap), weight_dtype=_weight_dtype(dtype, weight_dtype), where=path)
+        model.load_weights(
+            SafetensorsFile(path, mmap=mmap), weight_dtype=_weight_dtype(dtype, weight_dtype), where=path
+        )
         generation_config = getattr(model, "load_generation_config", None)
         if generation_config is not None:
             generation_config(name_or_path, **hub_options)
         return model
 
-    def load_weights(self, tensors: Mapping[str, np.ndarray], weight_dtype: Any = None, where: object = None) -> None:
+    def load_weights(
+        self, tensors: Mapping[str, np.ndarray], weight_dtype: Any = None, where: object = None
+    ) -> None:
         """Take every weight of the model from `tensors`; nothing may be missing, left over or of another shape.
 
         Raises: CheckpointMismatchError; the model then has no weights.
@@ -150,7 +154,9 @@ class PreTrainedModel(Module):
         parameters = list(self.named_parameters())
         wanted = {parameter.key for parameter in parameters}
         missing = [parameter.key for parameter in parameters if parameter.key not in file_keys]
-        unexpected = [name for key, name in file_keys.items() if key not in wanted and not self._is_ignored(key)]
+        unexpected = [
+            name for key, name in file_keys.items() if key not in wanted and not self._is_ignored(key)
+        ]
         mismatched = [
             f"{p.key}: file {list(tensors[file_keys[p.key]].shape)}, config {list(p.shape)}"
             for p in parameters
@@ -219,7 +225,9 @@ class PreTrainedModel(Module):
 
     def state_dict(self) -> dict[str, Array]:
         """Every weight by its key, as this backend keeps it."""
-        return {parameter.key: getattr(parameter.owner, parameter.name) for parameter in self.named_parameters()}
+        return {
+            parameter.key: getattr(parameter.owner, parameter.name) for parameter in self.named_parameters()
+        }
 
     def eval(self) -> Self:
         """The model itself: there is no training mode to leave."""
@@ -236,7 +244,9 @@ def _weight_dtype(dtype: Any, weight_dtype: Any) -> np.dtype | None:
     if weight_dtype is not None:
         name = dtype_name(weight_dtype)
         if name not in names:
-            raise BackendError("weights cannot be kept in this dtype", found=quote(name), allowed=", ".join(names))
+            raise BackendError(
+                "weights cannot be kept in this dtype", found=quote(name), allowed=", ".join(names)
+            )
     elif dtype is not None and dtype_name(dtype) in ("float16", "bfloat16"):
         name = dtype_name(dtype)
     return None if name is None else to_dtype(name)
@@ -245,7 +255,12 @@ def _weight_dtype(dtype: Any, weight_dtype: Any) -> np.dtype | None:
 def _with_progress(parameters: list[Parameter], tensors: Mapping[str, np.ndarray]) -> Iterator[Parameter]:
     """The parameters one by one, with a bar on a terminal when there is much to load."""
     total = getattr(tensors, "nbytes", 0)
-    if total < _PROGRESS_BYTES or os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") in ("1", "true", "TRUE", "yes"):
+    if total < _PROGRESS_BYTES or os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") in (
+        "1",
+        "true",
+        "TRUE",
+        "yes",
+    ):
         return iter(parameters)
     from tqdm import tqdm
 

@@ -50,13 +50,17 @@ class GenerationConfig:
             if value is not None and (type(value) is not int or value < low):
                 raise _error(name, value, f"a whole number of at least {low}")
         if not _is_number(self.temperature) or not 0 <= self.temperature < float("inf"):
-            raise _error("temperature", self.temperature, "a number of at least 0 (0: always the likeliest token)")
+            raise _error(
+                "temperature", self.temperature, "a number of at least 0 (0: always the likeliest token)"
+            )
         if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
             raise _error("top_p", self.top_p, "a number above 0 and at most 1")
         ids = [*self.eos_token_ids, *(i for i in (self.pad_token_id, self.bos_token_id) if i is not None)]
         for token_id in ids:
             if type(token_id) is not int:
-                raise _error("a special token id", token_id, "a whole number (eos_token_id: or a list of them)")
+                raise _error(
+                    "a special token id", token_id, "a whole number (eos_token_id: or a list of them)"
+                )
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -102,7 +106,9 @@ class GenerationConfig:
     def from_model_config(cls, config: PreTrainedConfig) -> Self:
         """The special tokens of a model's config; everything else by default."""
         return cls(
-            eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id, bos_token_id=config.bos_token_id
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+            bos_token_id=config.bos_token_id,
         )
 
     @classmethod

@@ -70,7 +70,10 @@ def choose(logits: np.ndarray, config: GenerationConfig, seed: int, row: int, po
     logits = logits.astype(np.float64)
     if np.isnan(logits).any() or not np.isfinite(logits.max()):
         raise NumericalError(
-            "the logits leave nothing to choose from", where=f"row {row}, position {position}", row=row, position=position
+            "the logits leave nothing to choose from",
+            where=f"row {row}, position {position}",
+            row=row,
+            position=position,
         )
     if config.is_greedy:
         return int(np.argmax(logits))  # the lowest id among equals

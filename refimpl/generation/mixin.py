@@ -167,6 +167,8 @@ def prompt_mask(ids: np.ndarray, attention_mask: Any, config: GenerationConfig) 
     for row in np.flatnonzero(mask[:, -1] == 0):
         what = "padding must stand on the left of a prompt" if mask[row].any() else "a prompt without tokens"
         raise InputError(
-            what, where=f"attention_mask[{row}]", hint='Use a tokenizer with padding_side="left" to pad prompts.'
+            what,
+            where=f"attention_mask[{row}]",
+            hint='Use a tokenizer with padding_side="left" to pad prompts.',
         )
     return mask

@@ -41,7 +41,9 @@ class TextStreamer:
         """The prompt first, [1, seq] or [seq]; then one id at a time."""
         ids = np.asarray(ids)
         if ids.ndim > 1 and ids.shape[0] > 1:
-            raise InputError("a text streamer prints one text", where="streamer", found=f"a batch of {ids.shape[0]}")
+            raise InputError(
+                "a text streamer prints one text", where="streamer", found=f"a batch of {ids.shape[0]}"
+            )
         prompt, self._seen_prompt = not self._seen_prompt, True
         if prompt and self.skip_prompt:
             return

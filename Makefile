@@ -1,0 +1,56 @@
+# Everything here works on a fresh machine with Python 3.11 or later and make; each target makes the
+# virtual environment that it needs.  Another interpreter: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+PROMPT ?= 吾輩は猫である。
+PIP = -m pip install --quiet --disable-pip-version-check
+
+# Where the large test data lies, if it does; without it those tests are skipped and counted.
+export REFIMPL_DATA
+
+.PHONY: demo test lint conformance train goldens clean help
+
+help:
+	@echo "make demo         print Japanese text written by the model that ships inside the package"
+	@echo "make test         the tests"
+	@echo "make lint         ruff and mypy"
+	@echo "make conformance  compare with transformers, live (installs PyTorch and transformers)"
+	@echo "make train        train the embedded model again"
+	@echo "make goldens      make the golden vectors again, from transformers"
+	@echo "make clean        remove what these targets made"
+
+demo: .venv-demo/ready
+	.venv-demo/bin/refimpl generate "$(PROMPT)"
+
+test: .venv-test/ready
+	.venv-test/bin/python -m pytest -n auto tests --ignore=tests/conformance
+
+# mypy sees the three code folders under the one name that they are installed as.
+lint: .venv-test/ready
+	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff format --check .
+	rm -rf build/types && mkdir -p build/types/refimpl
+	ln -s $(CURDIR)/refimpl/* $(CURDIR)/backends $(CURDIR)/tokenizer build/types/refimpl/
+	cd build/types && ../../.venv-test/bin/mypy --config-file ../../pyproject.toml -p refimpl
+
+conformance: .venv-conformance/ready
+	.venv-conformance/bin/python -m pytest tests/conformance
+
+train: .venv-conformance/ready
+	.venv-conformance/bin/python golden/make/train_embedded.py $(TRAIN)
+
+goldens: .venv-conformance/ready
+	.venv-conformance/bin/python golden/make/make_all.py
+
+.venv-demo/ready: EXTRA =
+.venv-test/ready: EXTRA = [test]
+.venv-conformance/ready: EXTRA = [test,conformance]
+
+.venv-%/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("refimpl needs Python 3.11 or later; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) --editable '.$(EXTRA)'
+	@touch $@
+
+clean:
+	rm -rf .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -23,8 +23,8 @@ class RotaryEmbedding:
     def __init__(self, backend: Backend, config: GPTNeoXJapaneseConfig):
         self.backend = backend
         self.table_dtype = np.float64 if backend.dtype == np.float64 else np.float32
-        exponent = np.arange(0.0, config.rotary_ndims, 2.0).astype(self.table_dtype) / config.rotary_ndims
-        inv_freq = 1.0 / self.table_dtype(config.rotary_emb_base) ** exponent
+        dimension: np.ndarray = np.arange(0, config.rotary_ndims, 2, dtype=self.table_dtype)
+        inv_freq = 1.0 / self.table_dtype(config.rotary_emb_base) ** (dimension / config.rotary_ndims)
         self.inv_freq = backend.asarray(inv_freq)  # [rotary_ndims / 2]
 
     def __call__(self, position_ids: Array) -> tuple[Array, Array]:

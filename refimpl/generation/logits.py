@@ -27,12 +27,17 @@ def apply_top_k(logits: np.ndarray, top_k: int) -> np.ndarray:
 
 def apply_top_p(logits: np.ndarray, top_p: float) -> np.ndarray:
     """Keep the fewest likeliest tokens whose probabilities sum to at least `top_p`."""
-    ascending = np.argsort(logits, kind="stable")
-    below = np.cumsum(probabilities(logits[ascending])) <= 1.0 - top_p
-    below[-1] = False  # at least one token stays
+    ranked = _ranks(logits)
+    ranked_probabilities = probabilities(logits[ranked])
+    likelier = np.cumsum(ranked_probabilities) - ranked_probabilities  # the sum of all likelier tokens
     kept = logits.copy()
-    kept[ascending[below]] = -np.inf
+    kept[ranked[likelier >= top_p]] = -np.inf
     return kept
+
+
+def _ranks(logits: np.ndarray) -> np.ndarray:
+    """The ids by falling logit; among equals the lower id comes first."""
+    return np.lexsort((np.arange(logits.size), -logits))
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -57,7 +62,7 @@ def draw(logits: np.ndarray, number: float) -> int:
     Tokens are ranked by falling probability, then by id, so that logits which differ by rounding
     only give the same token except next to a border.
     """
-    ranked = np.lexsort((np.arange(logits.size), -logits))
+    ranked = _ranks(logits)
     cumulated = np.cumsum(probabilities(logits[ranked]))
     return int(ranked[min(np.searchsorted(cumulated, number * cumulated[-1], side="right"), logits.size - 1)])
 

@@ -1,0 +1,127 @@
+"""The settings of a model: defaults, both spellings, files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from refimpl import AutoConfig, GPTNeoXJapaneseConfig
+from refimpl.errors import ConfigError, MissingFileError, ResourceLimitError
+
+
+def test_the_documented_defaults():
+    config = GPTNeoXJapaneseConfig()
+    expected = {
+        "vocab_size": 32000, "hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "intermediate_multiple_size": 4, "hidden_act": "gelu", "rotary_pct": 1.0, "rotary_emb_base": 10000,
+        "max_position_embeddings": 2048, "initializer_range": 0.02, "layer_norm_eps": 1e-5, "use_cache": True,
+        "bos_token_id": 31996, "eos_token_id": 31999, "pad_token_id": None, "attention_dropout": 0.1,
+        "hidden_dropout": 0.0, "is_decoder": False, "tie_word_embeddings": True,
+    }  # fmt: skip
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert config.head_dim == 80
+    assert config.rotary_ndims == 80
+    assert config.intermediate_size == 10240
+
+
+@pytest.mark.parametrize(
+    ("settings", "width", "base"),
+    [
+        ({"rotary_pct": 0.25, "rotary_emb_base": 500}, 20, 500),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25, "rope_theta": 500}},
+            20,
+            500,
+        ),
+        ({"partial_rotary_factor": 0.25, "rope_theta": 500}, 20, 500),
+        # The earlier spelling wins, even when it says what the class default says.
+        ({"rotary_pct": 1.0, "rope_parameters": {"partial_rotary_factor": 0.25}}, 80, 10000),
+        ({"rope_scaling": None, "rope_parameters": None}, 80, 10000),
+        ({"rope_scaling": {"type": "default"}}, 80, 10000),
+    ],
+)
+def test_both_spellings_of_the_rotary_settings(settings, width, base):
+    config = GPTNeoXJapaneseConfig.from_dict(settings)
+    assert (config.rotary_ndims, config.rotary_emb_base) == (width, base)
+    again = GPTNeoXJapaneseConfig.from_dict(config.to_dict())
+    assert again == config
+    assert again.rope_parameters["partial_rotary_factor"] == config.rotary_pct
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"hidden_size": 2561}, "hidden_size"),
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"hidden_size": True}, "hidden_size"),
+        ({"hidden_size": "2560"}, "hidden_size"),
+        ({"hidden_size": 2560.0}, "hidden_size"),
+        ({"vocab_size": 1 << 31}, "vocab_size"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers"),
+        ({"hidden_act": "gelu_newer"}, "hidden_act"),
+        ({"hidden_act": None}, "hidden_act"),
+        ({"rotary_pct": 1.5}, "rotary_pct"),
+        ({"rotary_pct": 0.0}, "rotary_pct"),
+        ({"hidden_size": 24, "num_attention_heads": 8}, "rotary_pct"),  # 3 dimensions cannot be paired
+        ({"rotary_emb_base": float("inf")}, "rotary_emb_base"),
+        ({"layer_norm_eps": -1e-5}, "layer_norm_eps"),
+        ({"intermediate_multiple_size": 1e9}, "intermediate_multiple_size"),
+        ({"eos_token_id": "2"}, "eos_token_id"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type"),
+        ({"rope_parameters": [1]}, "rope_parameters"),
+    ],
+)
+def test_impossible_settings(settings, key):
+    with pytest.raises(ConfigError) as caught:
+        GPTNeoXJapaneseConfig(**settings)
+    assert caught.value.key == key
+
+
+def test_a_misspelt_setting_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"Did you mean num_hidden_layers\?"):
+        GPTNeoXJapaneseConfig(num_hiden_layers=2)
+
+
+def test_settings_can_be_changed_and_are_checked_when_a_model_is_made():
+    from refimpl import GPTNeoXJapaneseModel
+
+    config = GPTNeoXJapaneseConfig()
+    config.is_decoder = True
+    config.hidden_act = "nonsense"
+    with pytest.raises(ConfigError):
+        GPTNeoXJapaneseModel.skeleton(config, None)
+
+
+def test_files(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {"model_type": "gpt_neox_japanese", "hidden_size": 64, "torch_dtype": "float16", "wild": 1}
+        )
+    )
+    config = AutoConfig.from_pretrained(tmp_path, num_attention_heads=4)
+    assert isinstance(config, GPTNeoXJapaneseConfig)
+    assert (config.hidden_size, config.num_attention_heads, config.dtype) == (64, 4, "float16")
+    assert config.unused_keys == {"wild": 1}
+    config.save_pretrained(tmp_path)
+    assert GPTNeoXJapaneseConfig.from_pretrained(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{", b'{"a": NaN}', b'{"a": 1, "a": 2}', b"\xff\xfe", b"[" * 100_000, b'{"hidden_size": 1e400}',
+     b'{"model_type": "gpt2"}', b'{"model_type": 3}', b'{"hidden_size": ' + b"9" * 5000 + b"}"],
+)  # fmt: skip
+def test_damaged_files(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    for reader in (GPTNeoXJapaneseConfig, AutoConfig):
+        with pytest.raises(ConfigError):
+            reader.from_pretrained(tmp_path)
+
+
+def test_a_file_that_is_too_large_or_missing(tmp_path):
+    with pytest.raises(MissingFileError, match=r"config\.json"):
+        AutoConfig.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(b" " * (2 << 20))
+    with pytest.raises(ResourceLimitError):
+        AutoConfig.from_pretrained(tmp_path)

@@ -1,0 +1,201 @@
+"""transformers' GPT-NeoX-Japanese as an oracle: in float32 as it is, and in true float64.
+
+A model that is merely cast to double still computes its rotary tables and its loss in float32.
+`float64_twin` gives it tables computed in float64, and `run` computes the loss in the dtype of the
+logits, so that float64 values are right to about 15 digits.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import GPTNeoXJapaneseForCausalLM
+from transformers.models.gpt_neox_japanese import modeling_gpt_neox_japanese as modeling
+from transformers.utils import logging
+
+Model = GPTNeoXJapaneseForCausalLM
+
+
+def be_reproducible() -> None:
+    """One thread and deterministic kernels: the same machine gives the same bits."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+
+
+def rotary_width(config: Any) -> int:
+    """How many dimensions of a head are rotated."""
+    return int(
+        config.hidden_size // config.num_attention_heads * config.rope_parameters["partial_rotary_factor"]
+    )
+
+
+def float64_tables(config: Any, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin [batch, seq, rotary_width / 2], every step in float64."""
+    width = rotary_width(config)
+    exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
+    inverse_frequencies = torch.pow(float(config.rope_parameters["rope_theta"]), -exponents)
+    angles = position_ids.to(torch.float64)[..., None] * inverse_frequencies
+    return angles.cos(), angles.sin()
+
+
+def float64_twin(model: Model) -> Model:
+    """A copy of `model` that computes everything in float64, rotary tables included."""
+    twin = copy.deepcopy(model).double()
+
+    def tables(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = float64_tables(twin.config, position_ids)
+        return torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1)
+
+    twin.gpt_neox_japanese.rotary_emb.forward = tables  # type: ignore[method-assign]
+    return twin
+
+
+def arguments(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """NumPy inputs as tensors; real numbers in the dtype of the model."""
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
+    return {
+        name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+@torch.no_grad()
+def run(model: Model, inputs: dict[str, np.ndarray], keep: Any = 0) -> dict[str, np.ndarray]:
+    """One forward pass: every output by the name that it has in a golden vector."""
+    given = arguments(model, inputs)
+    labels = given.pop("labels", None)
+    keep = torch.from_numpy(keep) if isinstance(keep, np.ndarray) else keep
+    out = model(
+        **given, use_cache=True, output_attentions=True, output_hidden_states=True, logits_to_keep=keep
+    )
+    named = {"logits": out.logits, "last_hidden_state": out.hidden_states[-1]}
+    named |= {f"hidden_states.{i}": state for i, state in enumerate(out.hidden_states)}
+    named |= {f"attentions.{i}": weights for i, weights in enumerate(out.attentions)}
+    for i, layer in enumerate(out.past_key_values.layers):
+        named |= {f"past_key_values.{i}.key": layer.keys, f"past_key_values.{i}.value": layer.values}
+    if labels is not None:
+        named["loss"] = mean_loss(out.logits, labels)
+    return {name: tensor.numpy() for name, tensor in named.items()}
+
+
+def mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of every next token whose label is not -100, averaged, in the dtype of `logits`."""
+    predicted, wanted = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return functional.cross_entropy(predicted, wanted, ignore_index=-100)
+
+
+@torch.no_grad()
+def library_loss(model: Model, inputs: dict[str, np.ndarray]) -> float:
+    """The loss as the library itself computes it, to check `mean_loss` against."""
+    return float(model(**arguments(model, inputs)).loss)
+
+
+@torch.no_grad()
+def run_in_pieces(model: Model, inputs: dict[str, np.ndarray], lengths: list[int]) -> np.ndarray:
+    """The logits of a sequence that is fed `lengths` tokens at a time through the cache."""
+    given = arguments(model, inputs)
+    past, start, pieces = None, 0, []
+    for length in lengths:
+        part = {
+            name: given[name][:, start : start + length]
+            for name in ("input_ids", "position_ids")
+            if name in given
+        }
+        if "attention_mask" in given:
+            part["attention_mask"] = given["attention_mask"][:, : start + length]
+        out = model(**part, past_key_values=past, use_cache=True)
+        past, start = out.past_key_values, start + length
+        pieces.append(out.logits)
+    return torch.cat(pieces, dim=1).numpy()
+
+
+@torch.no_grad()
+def trace(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What every part of the model gave, by the path of its weights (without the model's own name).
+
+    Beside the outputs of modules: `attention.rotary_query` and `rotary_key` (after the rotation),
+    and `attention.context` (the heads' outputs joined, before `dense`).
+    """
+    seen: dict[str, torch.Tensor] = {}
+    hooks = []
+    for path, module in model.gpt_neox_japanese.named_modules():
+        if path and "rotary_emb" not in path and "dropout" not in path and path != "layers":
+            hooks.append(module.register_forward_hook(_remember(seen, path)))
+            if path.endswith("attention.dense"):
+                name = path.removesuffix("dense") + "context"
+                hooks.append(module.register_forward_pre_hook(_remember_input(seen, name)))
+    library, rotated = modeling.apply_rotary_pos_emb, []
+
+    def remember_rotated(query: torch.Tensor, key: torch.Tensor, *tables: torch.Tensor) -> Any:
+        rotated.append(library(query, key, *tables))
+        return rotated[-1]
+
+    modeling.apply_rotary_pos_emb = remember_rotated
+    try:
+        seen["logits"] = model(**arguments(model, inputs)).logits
+    finally:
+        modeling.apply_rotary_pos_emb = library
+        for hook in hooks:
+            hook.remove()
+    for i, (query, key) in enumerate(rotated):
+        seen[f"layers.{i}.attention.rotary_query"] = query
+        seen[f"layers.{i}.attention.rotary_key"] = key
+    return {name: tensor.numpy() for name, tensor in seen.items()}
+
+
+def _remember(seen: dict[str, torch.Tensor], path: str) -> Any:
+    def hook(module: Any, given: Any, output: Any) -> None:
+        seen[path] = output[0] if isinstance(output, tuple) else output
+
+    return hook
+
+
+def _remember_input(seen: dict[str, torch.Tensor], path: str) -> Any:
+    def hook(module: Any, given: Any) -> None:
+        seen[path] = given[0]
+
+    return hook
+
+
+@torch.no_grad()
+def greedy(
+    model: Model, inputs: dict[str, np.ndarray], *, new_tokens: int, eos: int | list[int] | None, pad: int
+) -> tuple[np.ndarray, float]:
+    """The ids of greedy generation, and the smallest lead of a winner, relative to the largest logit.
+
+    Steps of a row that has ended do not count for the lead.
+    """
+    generation = model.generation_config
+    generation.eos_token_id, generation.pad_token_id, generation.bos_token_id = eos, pad, None
+    out = model.generate(
+        **arguments(model, inputs),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    prompt = inputs["input_ids"].shape[1]
+    ends = {eos} if isinstance(eos, int) else set(eos or [])
+    lead, running = float("inf"), np.ones(len(inputs["input_ids"]), dtype=bool)
+    for step, logits in enumerate(out.logits):
+        best = logits.topk(2, dim=-1).values
+        gaps = ((best[:, 0] - best[:, 1]) / logits.abs().max()).numpy()
+        lead = min(lead, float(gaps[running].min()))
+        running &= np.array([int(token) not in ends for token in out.sequences[:, prompt + step]])
+    return out.sequences.numpy(), lead
+
+
+@torch.no_grad()
+def greedy_by_place(model: Model, inputs: dict[str, np.ndarray], new_tokens: int) -> np.ndarray:
+    """Greedy ids of a wrong generation, whose position ids count padding too."""
+    ids, mask = (torch.from_numpy(inputs[name]) for name in ("input_ids", "attention_mask"))
+    for _ in range(new_tokens):
+        chosen = model(ids, attention_mask=mask).logits[:, -1].argmax(dim=-1, keepdim=True)
+        ids, mask = torch.cat([ids, chosen], dim=1), torch.cat([mask, torch.ones_like(chosen)], dim=1)
+    return ids.numpy()

@@ -1,0 +1,168 @@
+"""The golden suite itself: nothing missing, nothing stale, nothing that could hide a failing test."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+from collections import Counter
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+from tests.goldens import GOLDEN, check, find_cases, load_manifest, load_tensors, read_bytes, regenerate
+
+MAKERS = sorted((GOLDEN / "make").glob("*.py"))
+FILES = load_manifest()["files"]
+CASES = load_manifest()["cases"]
+TENSOR_CASES = [case for case in CASES if case["level"] != "tokenizer"]
+
+
+def schema_errors(manifest: object) -> list[str]:
+    schema = json.loads((GOLDEN / "manifest.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(manifest)
+    return [f"{error.json_path}: {error.message[:200]}" for error in errors]
+
+
+def test_the_manifest_follows_its_schema() -> None:
+    assert schema_errors(load_manifest()) == []
+
+
+@pytest.mark.parametrize(
+    "key", ["id", "level", "operation", "inputs", "expect", "source", "tolerance", "expected"]
+)
+def test_the_schema_refuses_a_case_without(key: str) -> None:
+    case = copy.deepcopy(find_cases(level="model", feature="left-padding")[0])
+    del case[key]
+    assert schema_errors({**load_manifest(), "cases": [case]}) != []
+
+
+def test_the_schema_refuses_an_empty_suite_and_unknown_keys() -> None:
+    assert schema_errors({**load_manifest(), "cases": []}) != []
+    assert schema_errors({**load_manifest(), "cases": [{**CASES[0], "tolerances": {}}]}) != []
+
+
+@pytest.mark.parametrize(
+    "operation", ["activation", "attention", "model", "cached_model", "generate", "load", "layers"]
+)
+def test_there_are_cases_of(operation: str) -> None:
+    assert find_cases(operation=operation), f"no case of {operation}: make the goldens again: {regenerate()}"
+
+
+def test_every_activation_has_a_case() -> None:
+    from refimpl.backends.activations import ACTIVATIONS
+
+    named = {case["inputs"]["arguments"]["name"] for case in find_cases(operation="activation")}
+    assert named == set(ACTIVATIONS)
+
+
+def test_case_ids_are_unique() -> None:
+    repeated = [name for name, count in Counter(case["id"] for case in CASES).items() if count > 1]
+    assert repeated == []
+
+
+@pytest.mark.parametrize("entry", FILES, ids=lambda entry: entry["path"])
+def test_a_file_is_the_one_in_the_manifest(entry: dict) -> None:
+    assert len(read_bytes(entry["path"])) == entry["bytes"]
+    if "tensors" in entry:
+        found = {
+            name: {"dtype": str(array.dtype), "shape": list(array.shape)}
+            for name, array in load_tensors(entry["path"]).items()
+        }
+        assert found == entry["tensors"]
+
+
+def test_no_file_is_left_over() -> None:
+    folders = [GOLDEN / name for name in ("models", "vectors", "tokenizer")]
+    there = {p.relative_to(GOLDEN).as_posix() for f in folders for p in f.rglob("*") if p.is_file()}
+    listed = {entry["path"] for entry in FILES if not entry["path"].startswith("../")}
+    assert there == listed, f"make the manifest again: {regenerate()}"
+
+
+def test_no_file_is_listed_twice_or_used_by_no_case() -> None:
+    paths = [entry["path"] for entry in FILES]
+    assert len(paths) == len(set(paths))
+    used = {case["inputs"][key] for case in CASES for key in ("file", "vocabulary") if key in case["inputs"]}
+    folders = {case["model"] for case in CASES if "model" in case}
+    idle = [path for path in paths if path not in used and path.rpartition("/")[0] not in folders]
+    assert idle == []
+
+
+@pytest.mark.parametrize("case", TENSOR_CASES, ids=lambda case: case["id"])
+def test_what_a_case_names_is_there(case: dict) -> None:
+    inputs = load_tensors(case["inputs"]["file"])
+    assert set(case["inputs"]["tensors"].values()) <= set(inputs)
+    if "model" in case:
+        listed = {entry["path"] for entry in FILES}
+        assert {f"{case['model']}/config.json", f"{case['model']}/model.safetensors"} <= listed
+    if "expected" not in case:
+        return
+    tensors, expected = load_tensors(case["expected"]["file"]), case["expected"]
+    assert set(expected["outputs"]) == set(case["tolerance"])
+    for output, by_dtype in expected["outputs"].items():
+        shapes = {tensors[name].shape for name in by_dtype.values()}
+        assert len(shapes) == 1, f"{output}: the precisions differ in shape"
+        for dtype, name in by_dtype.items():
+            assert tensors[name].dtype == dtype
+            assert dtype == "int64" or np.isfinite(tensors[name]).all(), f"{output}: NaN or infinity"
+    if "real_tokens" in expected:
+        real = tensors[expected["real_tokens"]]
+        assert real.dtype == bool
+        assert real.any()
+        assert not real.all()
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in TENSOR_CASES if "expected" in case], ids=lambda case: case["id"]
+)
+def test_the_library_s_own_float32_result_passes(case: dict) -> None:
+    tensors = load_tensors(case["expected"]["file"])
+    for output, by_dtype in case["expected"]["outputs"].items():
+        for dtype, name in by_dtype.items():
+            check(case, output, tensors[name], dtype)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "detects" in case], ids=lambda case: case["id"])
+def test_a_case_catches_the_mistakes_it_names(case: dict) -> None:
+    allowed = case["tolerance"]["logits"]["float32"]
+    missed = {mistake: size for mistake, size in case["detects"].items() if size < 10 * allowed}
+    assert missed == {}, f"these would pass, or nearly: {missed} (allowed {allowed})"
+
+
+def test_a_wrong_result_fails_and_the_message_says_what_to_do() -> None:
+    case = find_cases(operation="model", feature="left-padding")[0]
+    tensors = load_tensors(case["expected"]["file"])
+    logits = tensors[case["expected"]["outputs"]["logits"]["float64"]].copy()
+    real = tensors[case["expected"]["real_tokens"]]
+    logits[~real] = 1e6
+    check(case, "logits", logits, "float64")
+    row, place = np.argwhere(real)[0]
+    logits[row, place, 3] += 1e-3
+    with pytest.raises(AssertionError) as caught:
+        check(case, "logits", logits, "float64")
+    for part in (case["id"], "logits", f"[{row}, {place}, 3]", "allowed", regenerate()):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("path", MAKERS, ids=lambda path: path.name)
+def test_a_maker_never_imports_what_it_is_to_test(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    rooms = {"refimpl", "backends", "tokenizer"}
+    assert [name for name in names if name.split(".")[0] in rooms] == []
+    text = path.read_text(encoding="utf-8")
+    assert "importlib" not in text
+    assert "__import__" not in text
+
+
+def test_there_are_makers() -> None:
+    assert {"make_models.py", "make_ops.py", "make_manifest.py"} <= {path.name for path in MAKERS}
+
+
+def test_the_suite_stays_small() -> None:
+    size = sum(entry["bytes"] for entry in FILES if not entry["path"].startswith("../"))
+    assert size + (GOLDEN / "manifest.json").stat().st_size < 4_000_000

@@ -1,0 +1,255 @@
+"""Every golden case of operations, layers, models and generation, on every backend, in both precisions."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refimpl
+from refimpl.backends import get_backend
+from refimpl.backends.mask import AttentionMask
+from refimpl.config import GPTNeoXJapaneseConfig
+from refimpl.errors import CheckpointMismatchError, ConfigError, InputError
+from refimpl.rotary import RotaryEmbedding
+from tests.goldens import check, find_cases, inputs_of, load_manifest, model_folder, read_bytes
+
+DTYPES = ("float32", "float64")
+ERRORS = {"input": InputError, "config": ConfigError, "checkpoint": CheckpointMismatchError}
+
+
+def golden(*operations: str, errors: bool = False) -> pytest.MarkDecorator:
+    """Run a test once for each case of these operations."""
+    cases = [case for operation in operations for case in find_cases(operation=operation)]
+    chosen = [case for case in cases if (case["expect"]["kind"] == "error") == errors]
+    assert chosen, f"no golden case of {operations}"
+    return pytest.mark.parametrize("case", chosen, ids=lambda case: case["id"])
+
+
+both_precisions = pytest.mark.parametrize("dtype", DTYPES)
+
+
+@cache
+def load_model(folder: str, backend: str, dtype: str) -> Any:
+    path = model_folder({"model": folder})
+    for name in ("config.json", "model.safetensors"):
+        read_bytes(f"{folder}/{name}")  # checks the hash
+    return refimpl.AutoModelForCausalLM.from_pretrained(path, backend=backend, dtype=dtype)
+
+
+def model_of(case: dict, backend: str, dtype: str) -> Any:
+    return load_model(case["model"], backend, dtype)
+
+
+def expected_warnings(case: dict) -> Any:
+    """A context longer than the model's own is announced; nothing else warns."""
+    if "beyond-max-position-embeddings" in case["features"]:
+        return pytest.warns(UserWarning, match="max_position_embeddings")
+    return contextlib.nullcontext()
+
+
+# --- operations ----------------------------------------------------------------------------------
+
+
+def run_operation(case: dict, ops: Any) -> dict[str, Any]:
+    """The outputs of one operation of a backend, by name."""
+    arguments = case["inputs"]["arguments"]
+    given = {
+        name: ops.asarray(array, dtype=ops.dtype if array.dtype.kind == "f" else None)
+        for name, array in inputs_of(case).items()
+    }
+    if case["operation"] == "activation":
+        parameters = tuple(given[name] for name in arguments["parameters"])
+        return {"y": ops.activation(given["x"], arguments["name"], parameters)}
+    if case["operation"] == "rotary_tables":
+        config = GPTNeoXJapaneseConfig(
+            hidden_size=2 * arguments["head_dim"],
+            num_attention_heads=2,
+            rotary_pct=arguments["rotary_pct"],
+            rotary_emb_base=arguments["rotary_emb_base"],
+        )
+        return dict(zip(("cos", "sin"), RotaryEmbedding(ops, config)(given["position_ids"]), strict=True))
+    if case["operation"] == "softmax":
+        return {"y": ops.softmax(given["x"])}
+    return {"y": getattr(ops, case["operation"])(**given, **arguments)}
+
+
+@golden("activation", "layer_norm", "linear", "rotary", "rotary_tables", "softmax")
+@both_precisions
+def test_operation(case: dict, backend: str, dtype: str) -> None:
+    for output, found in run_operation(case, get_backend(backend, dtype=dtype)).items():
+        check(case, output, refimpl.to_numpy(found), dtype)
+
+
+@golden("attention")
+@both_precisions
+def test_attention(case: dict, backend: str, dtype: str) -> None:
+    ops, arguments = get_backend(backend, dtype=dtype), case["inputs"]["arguments"]
+    given = inputs_of(case)
+    query, key, value = (ops.asarray(given[name], dtype=ops.dtype) for name in ("query", "key", "value"))
+    masks = [AttentionMask(offset=arguments.get("past", 0), bias=ops.asarray(given["mask"], dtype=ops.dtype))]
+    if "past" in arguments:
+        visible = ops.asarray(given["key_visible"]) if "key_visible" in given else None
+        masks.append(AttentionMask(offset=arguments["past"], key_visible=visible))
+    for mask in masks:
+        context, weights = ops.attention(query, key, value, mask, arguments["scale"], need_weights=True)
+        check(case, "context", refimpl.to_numpy(context), dtype)
+        check(case, "weights", refimpl.to_numpy(weights), dtype)
+        context, _ = ops.attention(query, key, value, mask, arguments["scale"])
+        check(case, "context", refimpl.to_numpy(context), dtype)
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+def named_outputs(out: Any) -> dict[str, Any]:
+    """The outputs of a forward call by the names that the goldens use."""
+    named = {"logits": out.logits, "last_hidden_state": out.hidden_states[-1]}
+    named |= {f"hidden_states.{i}": state for i, state in enumerate(out.hidden_states)}
+    named |= {f"attentions.{i}": weights for i, weights in enumerate(out.attentions)}
+    for i, (key, value) in enumerate(out.past_key_values):
+        named |= {f"past_key_values.{i}.key": key, f"past_key_values.{i}.value": value}
+    return named if out.loss is None else named | {"loss": out.loss}
+
+
+@golden("model")
+@both_precisions
+def test_model(case: dict, backend: str, dtype: str) -> None:
+    model = model_of(case, backend, dtype)
+    with expected_warnings(case):
+        out = model(
+            **inputs_of(case),
+            **case["inputs"]["arguments"],
+            output_attentions=True,
+            output_hidden_states=True,
+            use_cache=True,
+        )
+    named = named_outputs(out)
+    for output in case["expected"]["outputs"]:
+        check(case, output, refimpl.to_numpy(named[output]), dtype)
+
+
+@golden("model")
+def test_model_without_further_outputs(case: dict, backend: str) -> None:
+    """Asking for nothing else may take a faster path; the logits stay right."""
+    if "logits" not in case["expected"]["outputs"]:
+        pytest.skip("the case is not about logits")
+    with expected_warnings(case):
+        out = model_of(case, backend, "float32")(
+            **inputs_of(case), **case["inputs"]["arguments"], use_cache=False
+        )
+    assert out.attentions is None
+    assert out.hidden_states is None
+    assert out.past_key_values is None
+    check(case, "logits", refimpl.to_numpy(out.logits), "float32")
+
+
+@golden("cached_model")
+@both_precisions
+def test_cache(case: dict, backend: str, dtype: str) -> None:
+    model, given = model_of(case, backend, dtype), inputs_of(case)
+    for lengths in case["inputs"]["arguments"]["feed_lengths"]:
+        past, start, pieces = None, 0, []
+        for length in lengths:
+            part = {k: a[:, start : start + length] for k, a in given.items() if k != "attention_mask"}
+            if "attention_mask" in given:
+                part["attention_mask"] = given["attention_mask"][:, : start + length]
+            out = model(**part, past_key_values=past, use_cache=True)
+            past, start = out.past_key_values, start + length
+            pieces.append(refimpl.to_numpy(out.logits))
+        check(case, "logits", np.concatenate(pieces, axis=1), dtype)
+
+
+@golden("generate")
+@both_precisions
+def test_generation(case: dict, backend: str, dtype: str) -> None:
+    with expected_warnings(case):
+        ids = model_of(case, backend, dtype).generate(**inputs_of(case), **case["inputs"]["arguments"])
+    check(case, "sequences", refimpl.to_numpy(ids), dtype)
+
+
+# --- inside the layers ---------------------------------------------------------------------------
+
+
+class Recorder:
+    """Stands in for a part of a model and remembers what it gave, and what `dense` was given."""
+
+    def __init__(self, part: Any, path: str, seen: dict[str, Any]):
+        self.part, self.path, self.seen = part, path, seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.part, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self.part(*args, **kwargs)
+        self.seen[self.path] = result[0] if isinstance(result, tuple) else result
+        if self.path.endswith("attention.dense"):
+            self.seen[self.path.removesuffix("dense") + "context"] = args[0]
+        return result
+
+
+def record(model: Any, paths: list[str]) -> dict[str, Any]:
+    """Put a recorder in the place of every part that a path names, innermost first."""
+    seen: dict[str, Any] = {}
+    for path in sorted(paths, key=lambda path: -path.count(".")):
+        *parents, name = path.split(".")
+        owner = model
+        for parent in parents:
+            owner = owner[int(parent)] if parent.isdigit() else getattr(owner, parent)
+        if name.isdigit():
+            owner[int(name)] = Recorder(owner[int(name)], path, seen)
+        else:
+            setattr(owner, name, Recorder(getattr(owner, name), path, seen))
+    return seen
+
+
+@golden("layers")
+@both_precisions
+def test_layers(case: dict, dtype: str) -> None:
+    """On the numpy backend, whose every step is written out; a faster one may join several."""
+    model = refimpl.AutoModelForCausalLM.from_pretrained(model_folder(case), backend="numpy", dtype=dtype)
+    base = getattr(model, model.base_model_prefix)
+    computed = ("logits", "rotary_query", "rotary_key", "context")
+    outputs = list(case["expected"]["outputs"])
+    seen = record(base, [path for path in outputs if not path.endswith(computed)])
+    rotated: list[Any] = []
+    plain = model.backend.rotary
+
+    def rotary(x: Any, cos: Any, sin: Any) -> Any:
+        rotated.append(plain(x, cos, sin))
+        return rotated[-1]
+
+    model.backend.rotary = rotary
+    seen["logits"] = model(**inputs_of(case)).logits
+    width = model.config.rotary_ndims
+    for i in range(model.config.num_hidden_layers):
+        seen[f"layers.{i}.attention.rotary_query"] = rotated[2 * i][..., :width]
+        seen[f"layers.{i}.attention.rotary_key"] = rotated[2 * i + 1][..., :width]
+    for output in outputs:
+        check(case, output, refimpl.to_numpy(seen[output]), dtype)
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+@golden("model", errors=True)
+def test_a_wrong_call_is_refused(case: dict, backend: str) -> None:
+    with pytest.raises(ERRORS[case["expect"]["error"]]):
+        model_of(case, backend, "float32")(**inputs_of(case))
+
+
+@golden("load", errors=True)
+def test_a_broken_folder_is_refused(case: dict, backend: str) -> None:
+    with pytest.raises(ERRORS[case["expect"]["error"]]):
+        load_model(case["model"], backend, "float32")
+
+
+def test_every_case_has_a_test_here() -> None:
+    here = {
+        "activation", "layer_norm", "linear", "rotary", "rotary_tables", "softmax", "attention",
+        "model", "cached_model", "generate", "layers", "load",
+    }  # fmt: skip
+    assert {case["operation"] for case in load_manifest()["cases"]} <= {*here, "tokenizer"}

@@ -1,0 +1,29 @@
+"""Text -> ids -> text: the Japanese sub-word tokenizer, its base, and decoding of streams."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refimpl.tokenizer.added_tokens import AddedToken
+    from refimpl.tokenizer.base import PreTrainedTokenizer
+    from refimpl.tokenizer.batch import BatchEncoding
+    from refimpl.tokenizer.japanese import GPTNeoXJapaneseTokenizer
+    from refimpl.tokenizer.streaming import StreamDecoder
+
+__all__ = ["AddedToken", "BatchEncoding", "GPTNeoXJapaneseTokenizer", "PreTrainedTokenizer", "StreamDecoder"]
+
+_HOME = {
+    "AddedToken": "added_tokens",
+    "BatchEncoding": "batch",
+    "GPTNeoXJapaneseTokenizer": "japanese",
+    "PreTrainedTokenizer": "base",
+    "StreamDecoder": "streaming",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

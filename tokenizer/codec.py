@@ -1,0 +1,269 @@
+"""Text <-> tokens <-> ids, for any tokenizer: its vocabulary, added tokens and decoding.
+
+A tokenizer class supplies the abstract methods at the end of `TokenCodec`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from refimpl.errors import InputError, quote
+from refimpl.tokenizer.added_tokens import (
+    MAX_ADDED_TOKENS,
+    AddedToken,
+    AddedTokenSplitter,
+    apply_token_options,
+)
+from refimpl.tokenizer.batch import as_integer
+from refimpl.tokenizer.special_tokens import SPECIAL_TOKEN_NAMES, SpecialTokens, check_token
+from refimpl.tokenizer.text_files import check_unicode
+
+_TIGHTER = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'"} | {
+    f" {ending}": ending for ending in ("n't", "'m", "'s", "'ve", "'re")
+}
+
+
+class TokenCodec(SpecialTokens):
+    """Text -> tokens -> ids and back, one text at a time.
+
+    `vocabulary` maps each token of the vocabulary files to its id; every id below `base_ids` has a token.
+    `added_tokens_decoder` gives tokens with chosen ids, as `tokenizer_config.json` stores them.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Mapping[str, int],
+        base_ids: int,
+        special_tokens: Mapping[str, Any],
+        *,
+        extra_special_tokens: Sequence[str | AddedToken] | None = None,
+        added_tokens_decoder: Mapping[int, AddedToken] | None = None,
+        clean_up_tokenization_spaces: bool = False,
+        split_special_tokens: bool = False,
+        surrogates: str = "strict",
+    ):
+        self._vocabulary, self._base_ids = vocabulary, base_ids
+        self._named_tokens = {
+            name: check_token(special_tokens.get(name), name) for name in SPECIAL_TOKEN_NAMES
+        }
+        self.extra_special_tokens = extra_special_tokens
+        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
+        self.split_special_tokens = split_special_tokens
+        self.surrogates = check_surrogates(surrogates)
+        self.added_tokens_decoder: dict[int, AddedToken] = dict(added_tokens_decoder or {})
+        self._added_ids = {token.content: index for index, token in self.added_tokens_decoder.items()}
+        self.add_tokens([t for t in self.all_special_tokens if t not in self._added_ids], special_tokens=True)
+
+    # ---- vocabulary
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token -> id: the vocabulary files, then the added tokens."""
+        return {**self._vocabulary, **self._added_ids}
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Token -> id of the added tokens, special ones included."""
+        return dict(self._added_ids)
+
+    @property
+    def vocab_size(self) -> int:
+        """The size of the vocabulary files, without added tokens."""
+        return len(self._vocabulary)
+
+    def __len__(self) -> int:
+        return self.vocab_size + sum(token not in self._vocabulary for token in self._added_ids)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def add_tokens(
+        self, new_tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
+    ) -> int:
+        """Gives each token an id, if it has none, and cuts it out of texts from now on.
+
+        Returns: how many of them were new to the vocabulary. Raises: InputError.
+        """
+        tokens = [new_tokens] if isinstance(new_tokens, str | AddedToken) else new_tokens
+        if not isinstance(tokens, Sequence):
+            raise InputError("these are not tokens", found=quote(tokens), allowed="str, AddedToken or a list")
+        if len(tokens) + len(self._added_ids) > MAX_ADDED_TOKENS:
+            raise InputError("too many added tokens", found=len(tokens), allowed=MAX_ADDED_TOKENS)
+        already = self.all_special_tokens
+        count = 0
+        for given in tokens:
+            if not isinstance(given, str | AddedToken):
+                raise InputError("this is not a token", found=quote(given), allowed="str or AddedToken")
+            if not str(given) or (isinstance(given, str) and given in self._added_ids):
+                continue
+            token = self._as_added(given, special_tokens, already)
+            known = self._added_ids.get(token.content, self._vocabulary.get(token.content))
+            count += known is None
+            index = self._next_id() if known is None else known
+            self.added_tokens_decoder[index] = token
+            self._added_ids[token.content] = index
+            if token.special and token.content not in already:
+                self._extra_special_tokens.append(token)
+        self._splitter = AddedTokenSplitter(self._added_ids)
+        return count
+
+    @staticmethod
+    def _as_added(token: str | AddedToken, special: bool, already_special: list[str]) -> AddedToken:
+        if isinstance(token, str):
+            return AddedToken(token, special=special or token in already_special)
+        if special and not token.special:
+            return AddedToken(
+                token.content, token.single_word, token.lstrip, token.rstrip, True, token.normalized
+            )
+        return token
+
+    def _next_id(self) -> int:
+        """The id of the next added token."""
+        return len(self)
+
+    # ---- text -> tokens -> ids
+
+    def tokenize(
+        self, text: str, *, split_special_tokens: bool | None = None, surrogates: str | None = None
+    ) -> list[str]:
+        """The tokens of a text.
+
+        `split_special_tokens` treats added tokens that stand in the text as ordinary text.
+        Raises: InputError (not a str), TextInputError (not valid Unicode).
+        """
+        if not isinstance(text, str):
+            raise InputError("the text is not a str", found=f"{type(text).__name__} {quote(text)}")
+        text = check_unicode(text, check_surrogates(surrogates or self.surrogates))
+        if self.split_special_tokens if split_special_tokens is None else split_special_tokens:
+            return self._tokenize(text)
+        added = {token.content: token for token in self.added_tokens_decoder.values()}
+        whole = {*self._added_ids, *self.all_special_tokens}
+        tokens: list[str] = []
+        for piece in apply_token_options(self._splitter.split(text), added):
+            tokens += [piece] if piece in whole else self._tokenize(piece)
+        return tokens
+
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
+        """Token or tokens -> id or ids; a token that is not known has the id of `unk_token`."""
+        if isinstance(tokens, str):
+            index = self._added_ids.get(tokens)
+            return self._convert_token_to_id(tokens) if index is None else index
+        if not isinstance(tokens, Iterable):
+            raise InputError("these are not tokens", found=quote(tokens), allowed="a str or a list of str")
+        ids = []
+        for token in tokens:
+            if not isinstance(token, str):
+                raise InputError("this is not a token", found=quote(token), allowed="str")
+            ids.append(self.convert_tokens_to_ids(token))
+        return ids
+
+    # ---- ids -> tokens -> text
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """Id or ids -> token or tokens. Raises: InputError (attributes `position` and `value`)."""
+        ids = as_python(ids)
+        if not isinstance(ids, list | tuple):
+            return self._token(self.check_id(ids))
+        skipped = set(self.all_special_ids) if skip_special_tokens else set()
+        checked = [self.check_id(index, position) for position, index in enumerate(ids)]
+        return [self._token(index) for index in checked if index not in skipped]
+
+    def _token(self, index: int) -> str:
+        added = self.added_tokens_decoder.get(index)
+        return self._convert_id_to_token(index) if added is None else added.content
+
+    def check_id(self, index: Any, position: int = 0) -> int:
+        """`index` as an int when a token has it. Raises: InputError."""
+        number = as_integer(index)
+        if number is not None and (0 <= number < self._base_ids or number in self.added_tokens_decoder):
+            return number
+        beyond = sorted(i for i in self.added_tokens_decoder if i >= self._base_ids)
+        raise InputError(
+            "this is not the id of a token",
+            where=f"position {position}",
+            found=f"{type(index).__name__} {quote(index)}",
+            allowed=f"int from 0 to {self._base_ids - 1}" + (f", and {quote(beyond)}" if beyond else ""),
+            position=position,
+            value=index,
+        )
+
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> Any:
+        """The text of an id, a list of ids or an array `[seq]`; a list of texts for `[batch, seq]`.
+
+        `clean_up_tokenization_spaces` takes out the space before English punctuation and contractions.
+        Raises: InputError for anything that is not the id of a token (attributes `position`, `value`).
+        """
+        ids = as_python(token_ids)
+        if isinstance(ids, list | tuple):
+            ids = [as_python(row) for row in ids]
+            if ids and all(isinstance(row, list | tuple) for row in ids):
+                return [
+                    self._decode_row(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids
+                ]
+        return self._decode_row(ids, skip_special_tokens, clean_up_tokenization_spaces)
+
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
+        """As `decode`, but always a list."""
+        texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
+        return [texts] if isinstance(texts, str) else texts
+
+    def _decode_row(self, ids: Any, skip_special_tokens: bool, clean_up: bool | None) -> str:
+        tokens = self.convert_ids_to_tokens(ids, skip_special_tokens)
+        text = self.convert_tokens_to_string([tokens] if isinstance(tokens, str) else tokens)
+        if self.clean_up_tokenization_spaces if clean_up is None else clean_up:
+            for loose, tight in _TIGHTER.items():
+                text = text.replace(loose, tight)
+        return text
+
+    def token_bytes(self, index: int) -> bytes:
+        """The UTF-8 bytes for which the id stands; one character may be spread over several ids.
+
+        Raises: InputError.
+        """
+        index = self.check_id(index)
+        added = self.added_tokens_decoder.get(index)
+        return self._token_bytes(index) if added is None else added.content.encode("utf-8")
+
+    # ---- what a tokenizer class supplies
+
+    @abstractmethod
+    def _tokenize(self, text: str) -> list[str]:
+        """The tokens of a text that holds no added token."""
+
+    @abstractmethod
+    def _convert_token_to_id(self, token: str) -> int:
+        """The id of a token of the vocabulary files, or that of `unk_token`."""
+
+    @abstractmethod
+    def _convert_id_to_token(self, index: int) -> str:
+        """The token of an id of the vocabulary files."""
+
+    @abstractmethod
+    def _token_bytes(self, index: int) -> bytes:
+        """The UTF-8 bytes for which an id of the vocabulary files stands."""
+
+    @abstractmethod
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Tokens, as `convert_ids_to_tokens` gives them, -> text."""
+
+
+def as_python(ids: Any) -> Any:
+    """An array of any library as (lists of) Python numbers, anything else as it is."""
+    return ids.tolist() if hasattr(ids, "tolist") else ids
+
+
+def check_surrogates(choice: str) -> str:
+    """`choice` when it says what to do with lone surrogates. Raises: InputError."""
+    if choice not in ("strict", "replace"):
+        raise InputError("surrogates is unknown", found=quote(choice), allowed='"strict" or "replace"')
+    return choice

@@ -49,7 +49,8 @@ def _entry(model_type: Any, where: object) -> tuple[type[PreTrainedConfig], str,
 
 class _AutoModel:
     @classmethod
-    def _class_for(cls, config: PreTrainedConfig, where: object) -> Any:
+    def class_for(cls, config: PreTrainedConfig, where: object) -> Any:
+        """The model class for `config`; `where` the config comes from is said in the ConfigError if there is none."""
         _, module, classes = _entry(config.model_type, where)
         if cls.__name__ not in classes:
             raise ConfigError(
@@ -69,12 +70,12 @@ class _AutoModel:
         if config is None:
             hub_options, _ = split_hub_options(options)
             config = AutoConfig.from_pretrained(name_or_path, **hub_options)
-        return cls._class_for(config, name_or_path).from_pretrained(name_or_path, config=config, **options)
+        return cls.class_for(config, name_or_path).from_pretrained(name_or_path, config=config, **options)
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, **options: Any) -> Any:
         """A model with random weights."""
-        return cls._class_for(config, "from_config")(config, **options)
+        return cls.class_for(config, "from_config")(config, **options)
 
 
 class AutoModel(_AutoModel):
@@ -108,6 +109,8 @@ class AutoTokenizer:
                 if resolve(name_or_path, file, required=False, **hub_options) is not None
             )
             named = next(by_file, None)
+            if named is None:
+                resolve(name_or_path, "tokenizer_config.json", **hub_options)  # says why nothing was found
         if not isinstance(named, str) or named not in _TOKENIZERS:
             raise TokenizerFileError(
                 "no tokenizer for this model",

@@ -15,7 +15,7 @@ from refimpl.generation.random import uniform
 
 def apply_temperature(logits: np.ndarray, temperature: float) -> np.ndarray:
     """Below 1 the likely tokens become likelier, above 1 less so."""
-    return logits / temperature
+    return (logits - logits.max()) / temperature  # from 0 downwards, so that nothing overflows
 
 
 def apply_top_k(logits: np.ndarray, top_k: int) -> np.ndarray:

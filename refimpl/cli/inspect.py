@@ -1,0 +1,198 @@
+"""`refimpl inspect`: what a model is made of and what it needs, from the headers of its files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refimpl.cli import common, terminal
+from refimpl.errors import MissingFileError, TokenizerFileError
+
+if TYPE_CHECKING:
+    from refimpl.checkpoints import SafetensorsFile
+    from refimpl.config import PreTrainedConfig
+
+_HALF_TYPES = ("float16", "bfloat16")
+
+
+def parser(prog: str) -> common.Parser:
+    examples = (prog, f"{prog} abeja/gpt-neox-japanese-2.7b --dtype float16", f"{prog} my_model --json")
+    made = common.Parser(
+        prog, examples, "Show what a model is made of and what it needs, without loading its weights."
+    )
+    made.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a folder or a Hub id (default: the embedded model)"
+    )
+    made.add_argument("-m", "--model", dest="model_option", help=argparse.SUPPRESS)
+    common.add_hub_options(made)
+    common.add_dtype_options(made)
+    made.add_argument("--json", action="store_true", help="write one JSON object")
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    name = common.model_name(args.model_option if args.model is None else args.model)
+    report = describe(name, args)
+    if args.json:
+        terminal.write_json(report)
+    else:
+        terminal.write(as_text(report))
+    return 0
+
+
+def describe(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is shown, as JSON values."""
+    from refimpl.auto import AutoConfig
+    from refimpl.checkpoints import WEIGHTS_NAME, SafetensorsFile
+    from refimpl.hub import resolve
+
+    hub = common.hub_options(args)
+    config = AutoConfig.from_pretrained(name, **hub)
+    path = resolve(name, WEIGHTS_NAME, **hub)
+    assert path is not None
+    tensors = SafetensorsFile(path)
+    settings = {key: value for key, value in config.to_dict().items() if key not in config.unused_keys}
+    return {
+        "model": name,
+        "config": settings,
+        "unused_config_keys": config.unused_keys,
+        "tied": config.tie_word_embeddings,
+        "context": config.max_position_embeddings,  # type: ignore[attr-defined]
+        **_describe_weights(config, tensors, path, args),
+        **_special_tokens(name, args),
+        "generation": _generation_settings(name, hub),
+        "tensors": [
+            {
+                "name": key,
+                "shape": list(tensors.shape(key)),
+                "dtype": str(tensors.dtype(key)),
+                "bytes": _bytes(tensors, key),
+            }
+            for key in tensors
+        ],
+    }
+
+
+def _describe_weights(
+    config: PreTrainedConfig, tensors: SafetensorsFile, path: Path, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Parameters, and the bytes they take once they are loaded with these options."""
+    from refimpl.auto import AutoModelForCausalLM
+    from refimpl.backends import get_backend, to_dtype
+
+    dtype = None if args.dtype == "auto" else args.dtype
+    backend = get_backend("auto", dtype=dtype)
+    model = AutoModelForCausalLM.class_for(config, path).skeleton(config, backend)
+    in_file = Counter[str]()
+    for key in tensors:
+        in_file[str(tensors.dtype(key))] += _bytes(tensors, key)
+    asked = args.weight_dtype or (dtype if dtype in _HALF_TYPES else None)
+    kept = asked or max(in_file, key=in_file.__getitem__, default=str(backend.dtype))
+    parameters = list(model.named_parameters())
+    # All but the large matrices is kept in the compute dtype.
+    weights = sum(
+        math.prod(p.shape) * (to_dtype(kept) if p.is_matrix else backend.dtype).itemsize for p in parameters
+    )
+    per_token = 2 * config.num_hidden_layers * config.hidden_size * backend.dtype.itemsize  # type: ignore[attr-defined]
+    return {
+        "parameters": model.num_parameters(),
+        "file": {
+            "name": path.name,
+            "tensors": len(tensors),
+            "bytes": tensors.nbytes,
+            "dtypes": dict(in_file),
+        },
+        "memory": {
+            "compute_dtype": str(backend.dtype),
+            "weight_dtype": kept,
+            "weights": weights,
+            "cache_per_token": per_token,
+            "cache_full_context": per_token * config.max_position_embeddings,  # type: ignore[attr-defined]
+        },
+    }
+
+
+def _bytes(tensors: SafetensorsFile, key: str) -> int:
+    return math.prod(tensors.shape(key)) * tensors.dtype(key).itemsize
+
+
+def _special_tokens(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Role -> token and id, or why the model has no tokenizer: its weights can be inspected all the same."""
+    try:
+        tokenizer = common.load_tokenizer(name, args)
+    except (MissingFileError, TokenizerFileError) as error:
+        return {"special_tokens": None, "tokenizer_error": str(error)}
+    tokens = tokenizer.special_tokens_map
+    found = {role: {"token": t, "id": tokenizer.convert_tokens_to_ids(t)} for role, t in tokens.items()}
+    return {"special_tokens": found, "tokenizer_error": None}
+
+
+def _generation_settings(name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
+    from refimpl.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
+    from refimpl.hub import resolve
+
+    if resolve(name, GENERATION_CONFIG_NAME, required=False, **hub) is None:
+        return None
+    settings = asdict(GenerationConfig.from_pretrained(name, **hub))
+    return {key: value for key, value in settings.items() if key != "unused_keys"}
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The report for reading: the sum of it first, the long list of tensors last."""
+    size = common.readable_size
+    file, memory, tokens = report["file"], report["memory"], report["special_tokens"]
+    together = memory["weights"] + memory["cache_full_context"]
+    summary = [
+        ["model", f"{report['model']} ({report['config']['model_type']})"],
+        ["parameters", f"{report['parameters']:,}"],
+        [
+            "weights",
+            f"{file['name']}: {file['tensors']} tensors, {size(file['bytes'])}, {', '.join(file['dtypes'])}",
+        ],
+        ["head", "the input embedding (tied)" if report["tied"] else "a matrix of its own (not tied)"],
+        ["context", f"{report['context']:,} tokens"],
+        [
+            "memory",
+            f"at least {size(together)} beside Python itself, computing in {memory['compute_dtype']}:",
+        ],
+        ["", f"{size(memory['weights'])} weights (large matrices in {memory['weight_dtype']})"],
+        ["", f"{size(memory['cache_full_context'])} cache when the context is full"],
+        ["", f"{size(memory['cache_per_token'])} of it for each token"],
+    ]
+    parts = {
+        "config": _pairs(report["config"]),
+        "config keys without a meaning here": _pairs(report["unused_config_keys"]),
+        "special tokens": f"  none: {report['tokenizer_error']}\n"
+        if tokens is None
+        else _special_table(tokens),
+        "generation settings": "  no generation_config.json\n"
+        if report["generation"] is None
+        else _pairs(report["generation"]),
+        "tensors": _indented(
+            [[t["name"], _json(t["shape"]), t["dtype"], size(t["bytes"])] for t in report["tensors"]],
+            right=(3,),
+        ),
+    }
+    text = "".join(f"\n{title}\n{body}" for title, body in parts.items() if body)
+    return terminal.visible(terminal.table(summary) + text)
+
+
+def _special_table(tokens: dict[str, Any]) -> str:
+    return _indented([[role, entry["token"], str(entry["id"])] for role, entry in tokens.items()], right=(2,))
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return _indented([[key, _json(value)] for key, value in sorted(values.items())])
+
+
+def _indented(rows: list[list[str]], right: tuple[int, ...] = ()) -> str:
+    return "".join(f"  {line}\n" for line in terminal.table(rows, right).splitlines())
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md"), REPOSITORY / "golden/README.md"])
+PAGES = sorted(
+    [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md"), REPOSITORY / "golden/README.md"]
+)
 
 
 def ids(path: Path) -> str:
@@ -35,6 +37,8 @@ def test_links_lead_somewhere(page):
 def test_files_that_are_named_exist(page):
     """`folder/file.py` in the text is a path from the root of the repository."""
     text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"`((?:refimpl|backends|tokenizer|tests|golden|docs)/[\w./-]+\.(?:py|json|md|txt))`", text):
+    for target in re.findall(
+        r"`((?:refimpl|backends|tokenizer|tests|golden|docs)/[\w./-]+\.(?:py|json|md|txt))`", text
+    ):
         if "work/" not in target:
             assert (REPOSITORY / target).exists(), target

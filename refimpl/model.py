@@ -138,10 +138,11 @@ class PreTrainedModel(Module):
         model.load_weights(
             SafetensorsFile(path, mmap=mmap), weight_dtype=_weight_dtype(dtype, weight_dtype), where=path
         )
-        generation_config = getattr(model, "load_generation_config", None)
-        if generation_config is not None:
-            generation_config(name_or_path, **hub_options)
+        model.load_generation_config(name_or_path, **hub_options)
         return model
+
+    def load_generation_config(self, name_or_path: str | os.PathLike[str], **hub_options: Any) -> None:
+        """Nothing to do for a model that does not generate; `GenerationMixin` reads the file."""
 
     def load_weights(
         self, tensors: Mapping[str, np.ndarray], weight_dtype: Any = None, where: object = None

@@ -184,6 +184,11 @@ def positions(make: Maker) -> None:
     title = "Left padding with the position ids that generation derives from the mask"
     results, features = make.both(inputs), ("left-padding", "position-ids")
     make.write("left-padding-positions", title, inputs, results, features=features, real=mask == 1)
+    mask = np.array([[1, 1, 0, 0, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1, 1, 1]])
+    inputs = {"input_ids": make.ids(2, 8), "attention_mask": mask}
+    title = "Padding inside a row: a forward call counts its places all the same, so distances do not shrink"
+    features = ("padding-inside",)
+    make.write("mask-with-holes", title, inputs, make.both(inputs), features=features, real=mask == 1)
     ids = make.ids(2, 6)
     given = np.array([[3, 4, 5, 9, 10, 30], [0, 1, 2, 3, 20, 21]])
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": given}

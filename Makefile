@@ -8,6 +8,9 @@ PIP = -m pip install --quiet --disable-pip-version-check
 # Where the large test data lies, if it does; without it those tests are skipped and counted.
 export REFIMPL_DATA
 
+# Two editable installs at once would write the same files.
+.NOTPARALLEL:
+
 .PHONY: demo test lint conformance train goldens clean help
 
 help:
@@ -30,7 +33,7 @@ lint: .venv-test/ready
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
 	rm -rf build/types && mkdir -p build/types/refimpl
-	ln -s $(CURDIR)/refimpl/* $(CURDIR)/backends $(CURDIR)/tokenizer build/types/refimpl/
+	ln -s "$(CURDIR)"/refimpl/* "$(CURDIR)/backends" "$(CURDIR)/tokenizer" build/types/refimpl/
 	cd build/types && ../../.venv-test/bin/mypy --config-file ../../pyproject.toml -p refimpl
 
 conformance: .venv-conformance/ready

@@ -35,15 +35,14 @@ def get_backend(
     from refimpl.backends.base import Backend
 
     if isinstance(name, Backend):
+        _refuse_contradiction(name, dtype, device, threads)
         return name
     if name == "auto":
         name = next(reversed(_BACKENDS))
-    if name not in _BACKENDS:
+    if not isinstance(name, str) or name not in _BACKENDS:
         raise BackendError("unknown backend", found=quote(name), allowed=", ".join(["auto", *_BACKENDS]))
     module, class_name, computes = _BACKENDS[name]
-    wanted = "float32" if dtype is None else dtype_name(dtype)
-    if wanted not in computes and wanted in _HALF_TYPES:
-        wanted = "float32"
+    wanted = _compute_dtype(dtype, computes)
     if wanted not in computes:
         raise BackendError(
             f"the {name} backend does not compute in this dtype",
@@ -51,6 +50,28 @@ def get_backend(
             allowed=", ".join(computes + _HALF_TYPES),
         )
     return getattr(import_module(module), class_name)(to_dtype(wanted), device=device, threads=threads)
+
+
+def _compute_dtype(dtype: Any, computes: tuple[str, ...]) -> str:
+    wanted = "float32" if dtype is None else dtype_name(dtype)
+    return "float32" if wanted in _HALF_TYPES and wanted not in computes else wanted
+
+
+def _refuse_contradiction(backend: Backend, dtype: Any, device: str | None, threads: int | None) -> None:
+    """A finished backend is what it is; asking for something else beside it is a mistake."""
+    computes = _BACKENDS[backend.name][2] if backend.name in _BACKENDS else ()
+    asked = {
+        "dtype": (None if dtype is None else _compute_dtype(dtype, computes), backend.dtype.name),
+        "device": (device, backend.device),
+        "threads": (threads, None),
+    }
+    for name, (wanted, has) in asked.items():
+        if wanted is not None and wanted != has:
+            raise BackendError(
+                f"the backend that was given has another {name}",
+                found=quote(wanted),
+                allowed=f"{has}, or the backend by its name",
+            )
 
 
 def dtype_name(dtype: Any) -> str:

@@ -9,4 +9,4 @@ import numpy as np
 
 def to_numpy(array: Any) -> np.ndarray:
     """Any backend's array as a NumPy array on the host."""
-    return array.get() if hasattr(array, "get") else np.asarray(array)
+    return array.get() if hasattr(array, "__cuda_array_interface__") else np.asarray(array)

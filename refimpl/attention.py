@@ -11,6 +11,7 @@ from refimpl.backends.base import Backend
 from refimpl.backends.mask import AttentionMask
 from refimpl.cache import DynamicCache
 from refimpl.errors import InputError
+from refimpl.inputs import backend_array
 from refimpl.layers import Linear, Module
 
 Array = Any
@@ -73,30 +74,44 @@ def merge_heads(context: Array) -> Array:
     return context.transpose(0, 2, 1, 3).reshape(batch, seq, heads * head_dim)
 
 
-def build_mask(backend: Backend, attention_mask: Any, batch: int, q_seq: int, past: int) -> AttentionMask:
+def build_mask(
+    backend: Backend, attention_mask: Any, batch: int, heads: int, q_seq: int, past: int
+) -> AttentionMask:
     """The mask of a forward call from its `attention_mask` argument.
 
     None: causal.  [batch, past + q_seq], 1 for a token and 0 for padding: causal, without the padding.
-    [batch, 1 or heads, q_seq, past + q_seq]: the caller's own rule instead of the causal one; a float
+    [batch or 1, heads or 1, q_seq, past + q_seq]: the caller's own rule instead of the causal one; a float
     mask is added to the scores, in a bool mask true means visible.
 
-    Raises: InputError for any other shape.
+    Raises: InputError for any other shape, and for values that mean nothing.
     """
     if attention_mask is None:
         return AttentionMask(offset=past)
     xp = backend.xp
-    mask = backend.asarray(attention_mask)
+    mask = backend_array(backend, attention_mask, "attention_mask", "biuf")
     kv_seq = past + q_seq
     if mask.ndim == 2 and mask.shape == (batch, kv_seq):
+        if mask.dtype.kind == "f" and bool(xp.isnan(mask).any()):
+            raise InputError("NaN is neither token nor padding", where="attention_mask", allowed="1 and 0")
         visible = mask != 0
         return AttentionMask(offset=past, key_visible=None if bool(visible.all()) else visible)
-    if mask.ndim == 4 and mask.shape[0] in (1, batch) and mask.shape[2:] == (q_seq, kv_seq):
-        if mask.dtype == xp.bool_:
-            mask = xp.where(mask, 0.0, np.finfo(backend.dtype).min)
-        return AttentionMask(offset=past, bias=mask.astype(backend.dtype))
-    raise InputError(
-        "wrong shape",
-        where="attention_mask",
-        found=str(list(mask.shape)),
-        allowed=f"[batch, past + seq] = [{batch}, {kv_seq}], or [batch, 1 or heads, seq, past + seq]",
-    )
+    fits = mask.ndim == 4 and mask.shape[2:] == (q_seq, kv_seq)
+    if not fits or mask.shape[0] not in (1, batch) or mask.shape[1] not in (1, heads):
+        raise InputError(
+            "wrong shape",
+            where="attention_mask",
+            found=str(list(mask.shape)),
+            allowed=f"[batch, past + seq] = [{batch}, {kv_seq}], or [batch, 1 or heads, seq, past + seq]",
+        )
+    if mask.dtype.kind in "iu":
+        raise InputError(
+            "whole numbers have no clear meaning in a mask of four dimensions",
+            where="attention_mask",
+            allowed="bool (true: visible), or floats that are added to the scores",
+        )
+    lowest = float(np.finfo(backend.dtype).min)
+    if mask.dtype.kind == "b":
+        bias = xp.where(mask, 0.0, lowest)
+    else:  # cut to what both dtypes hold
+        bias = xp.maximum(mask, max(lowest, float(np.finfo(mask.dtype).min)))
+    return AttentionMask(offset=past, bias=bias.astype(backend.dtype))

@@ -6,15 +6,18 @@ remembered.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
+from refimpl.backends.base import Backend
 from refimpl.errors import InputError, quote
 
 Array = Any
 
-# Storage grows by doubling, and by so many positions at least: a token is then copied a constant
-# number of times on average.
+# Storage grows by a quarter, and by so many positions at least: a token is then copied a constant
+# number of times on average, and little stays empty.
 _BLOCK = 64
 
 
@@ -26,17 +29,10 @@ class _LayerCache:
         self.length = key.shape[2]
 
     def append(self, key: Array, value: Array, xp: Any) -> None:
-        if key.shape[:2] + key.shape[3:] != self.key_storage.shape[:2] + self.key_storage.shape[3:]:
-            raise InputError(
-                "the cache was filled by another model or batch",
-                where="past_key_values",
-                found=f"[batch, heads, seq, head_dim] = {list(self.key_storage.shape)}",
-                allowed=f"batch, heads and head_dim of {list(key.shape)}",
-            )
         end = self.length + key.shape[2]
         capacity = self.key_storage.shape[2]
         if end > capacity:
-            grown = max(end, 2 * capacity, _BLOCK)
+            grown = max(end, capacity + max(_BLOCK, capacity // 4))
             self.key_storage = self._grow(self.key_storage, grown, xp)
             self.value_storage = self._grow(self.value_storage, grown, xp)
         self.key_storage[:, :, self.length : end] = key
@@ -60,9 +56,14 @@ class DynamicCache:
 
     It reads as the tuple of (key, value) per layer that earlier versions of transformers returned:
     `cache[layer][0]` is the key, [batch, heads, seq, head_dim]; `len(cache)` is the number of layers.
+    These arrays are views of the cache's storage; `to_legacy_cache` gives copies.
+
+    Args:
+        pairs: (key, value) per layer to start from; they are copied.
+        config: accepted as transformers does, and not needed.
     """
 
-    def __init__(self, pairs: Iterable[tuple[Array, Array]] = ()):
+    def __init__(self, pairs: Iterable[tuple[Array, Array]] = (), *, config: Any = None):
         # Copied, because a cache writes into its storage and the caller's arrays stay as they are.
         self._layers = [_LayerCache(key.copy(), value.copy()) for key, value in pairs]
 
@@ -84,12 +85,17 @@ class DynamicCache:
 
     def crop(self, max_length: int) -> None:
         """Forget the tokens after the first `max_length` (a negative number: so many from the end)."""
+        keep = operator.index(max_length)
         for layer in self._layers:
-            keep = max_length if max_length >= 0 else layer.length + max_length
-            layer.length = max(0, min(layer.length, keep))
+            layer.length = max(0, min(layer.length, keep if keep >= 0 else layer.length + keep))
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._layers.clear()
 
     def to_legacy_cache(self) -> tuple[tuple[Array, Array], ...]:
-        return tuple(self)
+        """A copy as a tuple of (key, value) per layer."""
+        return tuple((key.copy(), value.copy()) for key, value in self)
 
     @classmethod
     def from_legacy_cache(cls, past_key_values: Iterable[tuple[Array, Array]] | None = None) -> Self:
@@ -113,17 +119,21 @@ class DynamicCache:
         return f"DynamicCache(layers={len(self)}, tokens={self.get_seq_length()})"
 
 
-def open_cache(past_key_values: Any, use_cache: bool, num_layers: int) -> DynamicCache | None:
+def open_cache(
+    backend: Backend, past_key_values: Any, use_cache: bool, num_layers: int, shape: tuple[int, int, int]
+) -> DynamicCache | None:
     """The cache of a forward call: the caller's, a new one, or none.
 
-    Raises: InputError unless `past_key_values` is a cache, or a tuple of (key, value), of so many layers.
+    shape: (batch, heads, head_dim) of the call.
+    Raises: InputError unless `past_key_values` is a cache, or a tuple of (key, value), of this model and batch.
     """
     if past_key_values is None:
         return DynamicCache() if use_cache else None
     cache = past_key_values
     if not isinstance(cache, DynamicCache):
         try:
-            cache = DynamicCache(cache)
+            pairs = [(backend.asarray(k, backend.dtype), backend.asarray(v, backend.dtype)) for k, v in cache]
+            cache = DynamicCache(pairs)
         except (TypeError, ValueError, AttributeError, IndexError) as error:
             raise InputError(
                 "not a cache",
@@ -138,4 +148,30 @@ def open_cache(past_key_values: Any, use_cache: bool, num_layers: int) -> Dynami
             found=f"{len(cache)} layers",
             allowed=f"{num_layers} layers",
         )
+    batch, heads, head_dim = shape
+    expected = (batch, heads, cache.get_seq_length(), head_dim)
+    for index, pair in enumerate(cache):
+        for array in pair:
+            if array.shape != expected or array.dtype != backend.dtype:
+                raise InputError(
+                    "the cache was filled by another model or batch",
+                    where=f"past_key_values[{index}]",
+                    found=f"{list(array.shape)} {array.dtype}",
+                    allowed=f"[batch, heads, seq, head_dim] = {list(expected)} {backend.dtype}",
+                )
     return cache
+
+
+@contextmanager
+def undone_on_failure(cache: DynamicCache | None) -> Iterator[None]:
+    """Whatever fails inside, Ctrl-C too: the cache is then as it was before, and can be used again."""
+    past = 0 if cache is None else cache.get_seq_length()
+    try:
+        yield
+    except BaseException:
+        if cache is not None:
+            if past:
+                cache.crop(past)
+            else:
+                cache.reset()
+        raise

@@ -6,6 +6,7 @@ Both spellings of the rotary settings are read: `rotary_pct` and `rotary_emb_bas
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any, ClassVar, Self, dataclass_transform
 
 from refimpl.backends.activations import ACTIVATIONS
 from refimpl.errors import ConfigError, quote
-from refimpl.files import write_atomically
+from refimpl.files import make_folder, write_atomically
 from refimpl.hub import resolve
 from refimpl.json_reader import read_json_object
 
@@ -28,6 +29,14 @@ _RANGES = {
     "num_hidden_layers": (1, 1 << 10),
     "num_attention_heads": (1, 1 << 10),
     "max_position_embeddings": (1, 1 << 20),
+}
+
+_POSITIVE = {
+    "rotary_pct": (1e-6, 1.0),
+    "rotary_emb_base": (1e-6, 1e18),
+    "layer_norm_eps": (1e-30, 1e6),
+    "intermediate_multiple_size": (1e-6, 1 << 20),
+    "initializer_range": (0.0, 1e6),
 }
 
 _ROTARY_ALIASES = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
@@ -67,9 +76,18 @@ class PreTrainedConfig:
         settings = self._translate(settings)
         for name, default in fields.items():
             setattr(self, name, settings.pop(name, default))
-        if settings:
-            unknown = sorted(settings)[0]
-            near = difflib.get_close_matches(unknown, fields, n=1)
+        self._refuse_unknown(settings)
+        self.validate()
+
+    @classmethod
+    def fields(cls) -> dict[str, Any]:
+        """Every setting and its default value."""
+        annotated = [name for base in reversed(cls.__mro__) for name in getattr(base, "__annotations__", {})]
+        return {name: getattr(cls, name) for name in annotated if name not in ("model_type", "unused_keys")}
+
+    def _refuse_unknown(self, settings: dict[str, Any]) -> None:
+        for unknown in sorted(settings):
+            near = difflib.get_close_matches(unknown, self.fields(), n=1)
             raise ConfigError(
                 "unknown setting",
                 where=type(self).__name__,
@@ -78,13 +96,16 @@ class PreTrainedConfig:
                 key=unknown,
                 value=settings[unknown],
             )
-        self.validate()
 
-    @classmethod
-    def fields(cls) -> dict[str, Any]:
-        """Every setting and its default value."""
-        annotated = [name for base in reversed(cls.__mro__) for name in getattr(base, "__annotations__", {})]
-        return {name: getattr(cls, name) for name in annotated if name not in ("model_type", "unused_keys")}
+    def updated(self, **overrides: Any) -> Self:
+        """A copy with some settings replaced.  Raises: ConfigError for an unknown or impossible one."""
+        config = copy.copy(self)
+        overrides = self._translate(overrides)
+        self._refuse_unknown({name: value for name, value in overrides.items() if name not in self.fields()})
+        for name, value in overrides.items():
+            setattr(config, name, value)
+        config.validate()
+        return config
 
     def _translate(self, settings: dict[str, Any]) -> dict[str, Any]:
         """`settings` with other spellings of a key replaced by the one that this class has."""
@@ -96,6 +117,9 @@ class PreTrainedConfig:
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
                 raise self._error("not a possible value", name, f"a whole number from {low} to {high}")
+        for name, default in self.fields().items():
+            if isinstance(default, bool) and not isinstance(getattr(self, name), bool):
+                raise self._error("not a truth value", name, "true or false")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
             ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
@@ -120,8 +144,8 @@ class PreTrainedConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Self:
-        """From the content of a `config.json`; keys that no setting has go to `unused_keys`."""
-        values = {**values, **overrides}
+        """From the content of a `config.json`; keys of it that no setting has go to `unused_keys`."""
+        values = dict(values)
         found_type = values.pop("model_type", cls.model_type)
         if found_type != cls.model_type:
             raise ConfigError(
@@ -137,7 +161,7 @@ class PreTrainedConfig:
         known = {*cls.fields(), "rope_parameters", "rope_scaling", *_ROTARY_ALIASES}
         config = cls(**{name: value for name, value in values.items() if name in known})
         config.unused_keys = {name: value for name, value in values.items() if name not in known}
-        return config
+        return config.updated(**overrides) if overrides else config
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Self:
@@ -172,7 +196,8 @@ class PreTrainedConfig:
         return f"{type(self).__name__} {self.to_json_string()}"
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` into `folder`, which is made if need be."""
+        """Write `config.json` into `folder`, which is made if need be.  Raises: SaveError."""
+        make_folder(folder)
         write_atomically(Path(folder) / CONFIG_NAME, self.to_json_string())
 
     @property
@@ -236,16 +261,18 @@ class GPTNeoXJapaneseConfig(PreTrainedConfig):
     def _translate(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Read `rope_parameters`; the earlier spelling wins where a file has both."""
         settings = dict(settings)
-        later = settings.pop("rope_parameters", None) or {}
-        scaling = settings.get("rope_scaling") or {}
-        for name, value in (("rope_parameters", later), ("rope_scaling", scaling)):
-            if not isinstance(value, dict):
+        scaling, parameters = settings.get("rope_scaling"), settings.pop("rope_parameters", None)
+        for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
+            if value is not None and not isinstance(value, dict):
                 raise ConfigError("must be an object", where=name, found=quote(value), key=name, value=value)
-        later = {**{k: settings.pop(k) for k in _ROTARY_ALIASES if k in settings}, **later}
+        later = {
+            **{k: settings.pop(k) for k in _ROTARY_ALIASES if k in settings},
+            **(scaling or parameters or {}),
+        }
         for name, earlier in _ROTARY_ALIASES.items():
             if name in later:
                 settings.setdefault(earlier, later[name])
-        rope_type = {"rope_type": scaling.get("type", "default"), **later, **scaling}["rope_type"]
+        rope_type = later.get("rope_type", later.get("type", "default"))
         if rope_type != "default":
             raise ConfigError(
                 "this rotary type is not available for this model",
@@ -265,7 +292,8 @@ class GPTNeoXJapaneseConfig(PreTrainedConfig):
                 "hidden_size",
                 "a multiple of the number of heads, so that every head has the same width",
             )
-        if not callable(self.hidden_act) and self.hidden_act not in ACTIVATIONS:
+        named = isinstance(self.hidden_act, str) and self.hidden_act in ACTIVATIONS
+        if not callable(self.hidden_act) and not named:
             near = difflib.get_close_matches(str(self.hidden_act), ACTIVATIONS, n=1)
             raise self._error(
                 "unknown activation",
@@ -273,11 +301,11 @@ class GPTNeoXJapaneseConfig(PreTrainedConfig):
                 ", ".join(sorted(ACTIVATIONS)),
                 f"Did you mean {near[0]}?" if near else None,
             )
-        for name in ("rotary_pct", "rotary_emb_base", "layer_norm_eps", "intermediate_multiple_size"):
+        for name, (low, high) in _POSITIVE.items():
             value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value < float("inf"):
-                raise self._error("not a possible value", name, "a positive number")
-        if self.rotary_pct > 1 or self.rotary_ndims < 2 or self.rotary_ndims % 2:
+            if type(value) not in (int, float) or not low <= value <= high:
+                raise self._error("not a possible value", name, f"a number from {low:g} to {high:g}")
+        if self.rotary_ndims < 2 or self.rotary_ndims % 2:
             raise self._error(
                 f"it rotates {self.rotary_ndims} of the {self.head_dim} dimensions of a head",
                 "rotary_pct",

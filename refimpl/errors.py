@@ -17,7 +17,10 @@ QUOTE_LIMIT = 80
 
 def quote(value: object) -> str:
     """`value` as one printable line of at most 80 characters; control characters are escaped."""
-    text = repr(value)
+    try:
+        text = " ".join(repr(value).split("\n"))
+    except ValueError:  # a whole number of thousands of digits
+        text = f"a huge {type(value).__name__}"
     return text if len(text) <= QUOTE_LIMIT else text[: QUOTE_LIMIT - 1] + "…"
 
 

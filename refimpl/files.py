@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -17,22 +18,35 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> Path
         is not valid Unicode, or the system refuses; whatever `path` held before is then untouched.
     """
     target = Path(path)
-    if target.is_symlink() or target.is_dir():
-        raise SaveError("the target is a symbolic link or a folder, not a file", where=target)
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
+        if target.is_symlink() or target.is_dir():
+            raise SaveError("the target is a symbolic link or a folder, not a file", where=target)
         data = content.encode("utf-8") if isinstance(content, str) else content
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
+    except SaveError:
+        raise
     except (OSError, UnicodeEncodeError) as error:
         raise SaveError(f"the file cannot be written ({error})", where=target) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     _sync_folder(target.parent)
     return target
+
+
+def make_folder(folder: str | os.PathLike[str]) -> Path:
+    """Makes `folder`, with those above it, unless it is there.  Raises: SaveError."""
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise SaveError(f"the folder cannot be made ({error})", where=path) from error
+    return path
 
 
 def _sync_folder(folder: Path) -> None:

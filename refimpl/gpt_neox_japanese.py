@@ -14,7 +14,7 @@ from typing import Any
 from refimpl.attention import Attention, build_mask
 from refimpl.backends.base import Backend
 from refimpl.backends.mask import AttentionMask
-from refimpl.cache import DynamicCache, open_cache
+from refimpl.cache import DynamicCache, open_cache, undone_on_failure
 from refimpl.config import GPTNeoXJapaneseConfig
 from refimpl.errors import InputError
 from refimpl.generation.mixin import GenerationMixin
@@ -150,10 +150,11 @@ class GPTNeoXJapaneseModel(PreTrainedModel):
             hidden_states = check_embeds(backend, inputs_embeds, config.hidden_size)
         batch, seq, _ = hidden_states.shape
 
-        cache = open_cache(past_key_values, use_cache, config.num_hidden_layers)
+        shape = (batch, config.num_attention_heads, config.head_dim)
+        cache = open_cache(backend, past_key_values, use_cache, config.num_hidden_layers, shape)
         past = 0 if cache is None else cache.get_seq_length()
 
-        mask = build_mask(backend, attention_mask, batch, seq, past)
+        mask = build_mask(backend, attention_mask, batch, config.num_attention_heads, seq, past)
         heads = check_head_mask(backend, head_mask, config.num_hidden_layers, config.num_attention_heads)
         if position_ids is None:
             position_ids = default_positions(past, seq)
@@ -162,12 +163,13 @@ class GPTNeoXJapaneseModel(PreTrainedModel):
 
         all_hidden_states: list[Array] = []
         all_attentions: list[Array] = []
-        for layer, layer_head_mask in zip(self.layers, heads, strict=True):
-            all_hidden_states.append(hidden_states)
-            hidden_states, weights = layer(
-                hidden_states, cos, sin, mask, cache, layer_head_mask, output_attentions
-            )
-            all_attentions.append(weights)
+        with undone_on_failure(cache):
+            for layer, layer_head_mask in zip(self.layers, heads, strict=True):
+                all_hidden_states.append(hidden_states)
+                hidden_states, weights = layer(
+                    hidden_states, cos, sin, mask, cache, layer_head_mask, output_attentions
+                )
+                all_attentions.append(weights)
         hidden_states = self.final_layer_norm(hidden_states)
 
         output = BaseModelOutputWithPast(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from refimpl.errors import InputError, MissingFileError, quote
@@ -38,7 +39,9 @@ def resolve(
         InputError when the name is neither a folder nor a possible Hub id.
     """
     folder = Path(name_or_path)
-    if folder.is_dir():
+    if not os.fspath(name_or_path):
+        raise InputError("the name of the model is empty", allowed="a folder, or a Hub id such as owner/name")
+    if _is(folder.is_dir):
         path = folder / filename
         if path.is_file():
             return path
@@ -50,7 +53,7 @@ def resolve(
             where=folder,
             found=", ".join(present[:10]) or "an empty folder",
         )
-    if folder.is_file():
+    if _is(folder.is_file):
         raise InputError("a model is a folder or a Hub id, not a file", where=folder)
     return _download(
         os.fspath(name_or_path),
@@ -64,6 +67,14 @@ def resolve(
     )
 
 
+def _is(question: Callable[[], bool]) -> bool:
+    """The answer; false for a name that the system cannot even look up."""
+    try:
+        return question()
+    except (OSError, ValueError):
+        return False
+
+
 def _download(repo_id: str, filename: str, required: bool, **options) -> Path | None:
     if not _HUB_ID.fullmatch(repo_id) or ".." in repo_id:
         raise MissingFileError(
@@ -75,7 +86,6 @@ def _download(repo_id: str, filename: str, required: bool, **options) -> Path | 
         EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
-        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -112,5 +122,7 @@ def _download(repo_id: str, filename: str, required: bool, **options) -> Path | 
             where=repo_id,
             hint="If it is private, pass token=... or log in with huggingface_hub.",
         ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (TypeError, ValueError) as error:  # HFValidationError is one
+        raise InputError(f"the Hub cannot be asked so: {error}", where=where) from error
+    except (HfHubHTTPError, OSError) as error:
         raise MissingFileError(f"the download failed: {error}", where=where) from error

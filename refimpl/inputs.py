@@ -1,4 +1,4 @@
-"""Checks of what a caller hands to a model, on the host and before any backend sees it.
+"""Checks of what a caller hands to a model.
 
 Backends do not check: NumPy reads a negative id from the end, a compiled kernel reads whatever lies
 beyond the array.
@@ -6,15 +6,57 @@ beyond the array.
 
 from __future__ import annotations
 
+import operator
 import warnings
 from typing import Any
 
 import numpy as np
 
+from refimpl.arrays import to_numpy
 from refimpl.backends.base import Backend
-from refimpl.errors import InputError
+from refimpl.errors import InputError, quote
 
 Array = Any
+
+_KINDS = {"b": "truth values", "iu": "whole numbers", "f": "floats"}
+
+
+def host_array(value: Any, name: str, kinds: str) -> np.ndarray:
+    """`value` (an array of any backend, or nested lists) as an array on the host.
+
+    kinds: NumPy's letters of the dtypes that make sense, of "b", "iu" and "f".
+    Raises: InputError for rows of different lengths, and for anything else in it.
+    """
+    try:
+        array = to_numpy(value)
+    except ValueError as error:
+        raise InputError(
+            "the rows differ in length", where=name, hint="Pad them: tokenizer(texts, padding=True, ...)."
+        ) from error
+    if array.dtype.kind not in kinds:
+        allowed = ", ".join(text for letters, text in _KINDS.items() if letters in kinds)
+        raise InputError("wrong kind of values", where=name, found=f"dtype {array.dtype}", allowed=allowed)
+    return array
+
+
+def backend_array(backend: Backend, value: Any, name: str, kinds: str) -> Array:
+    """The same as an array of the backend; one that is of the backend already stays where it is."""
+    if isinstance(value, backend.xp.ndarray) and value.dtype.kind in kinds:
+        return value
+    return backend.asarray(host_array(value, name, kinds))
+
+
+def check_seed(seed: Any) -> int:
+    """A seed as a Python int.  Raises: InputError unless it is a whole number of at least 0."""
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if number < 0 or isinstance(seed, bool):
+        raise InputError(
+            "not a seed", where="seed", found=quote(seed), allowed="a whole number of at least 0"
+        )
+    return number
 
 
 def as_id_array(ids: Any, vocab_size: int, name: str = "input_ids") -> np.ndarray:
@@ -22,18 +64,13 @@ def as_id_array(ids: Any, vocab_size: int, name: str = "input_ids") -> np.ndarra
 
     Raises: InputError unless they are whole numbers from 0 to vocab_size - 1 in a rectangle of at least one.
     """
-    try:
-        array = np.asarray(ids.get() if hasattr(ids, "get") and not isinstance(ids, dict) else ids)
-    except ValueError as error:
-        raise InputError(
-            "the rows differ in length", where=name, hint="Pad them: tokenizer(texts, padding=True, ...)."
-        ) from error
+    array = host_array(ids, name, "iuf")
+    if array.dtype.kind == "f" and array.size:  # an empty list alone is made of floats
+        raise InputError("ids are whole numbers", where=name, found=f"dtype {array.dtype}")
     if array.ndim != 2 or array.size == 0:
         raise InputError(
             "wrong shape", where=name, found=str(list(array.shape)), allowed="[batch, seq], both at least 1"
         )
-    if array.dtype.kind not in "iu":
-        raise InputError("ids are whole numbers", where=name, found=f"dtype {array.dtype}")
     wrong = (array < 0) | (array >= vocab_size)
     if wrong.any():
         row, column = (int(i) for i in np.argwhere(wrong)[0])
@@ -53,7 +90,7 @@ def check_ids(backend: Backend, input_ids: Any, vocab_size: int) -> Array:
 
 def check_embeds(backend: Backend, inputs_embeds: Any, hidden_size: int) -> Array:
     """[batch, seq, hidden] -> [batch, seq, hidden] in the compute dtype"""
-    array = backend.asarray(inputs_embeds, dtype=backend.dtype)
+    array = backend_array(backend, inputs_embeds, "inputs_embeds", "iuf")
     if array.ndim != 3 or array.shape[2] != hidden_size or array.size == 0:
         raise InputError(
             "wrong shape",
@@ -61,7 +98,7 @@ def check_embeds(backend: Backend, inputs_embeds: Any, hidden_size: int) -> Arra
             found=str(list(array.shape)),
             allowed=f"[batch, seq, hidden = {hidden_size}]",
         )
-    return array
+    return array.astype(backend.dtype, copy=False)
 
 
 def default_positions(past: int, seq: int) -> np.ndarray:
@@ -81,15 +118,15 @@ def warn_beyond_context(length: int, max_position_embeddings: int) -> None:
 
 def check_positions(backend: Backend, position_ids: Any, batch: int, seq: int) -> Array:
     """[batch or 1, seq] (or [seq]) -> [batch or 1, seq]"""
-    positions = backend.asarray(position_ids)
+    positions = backend_array(backend, position_ids, "position_ids", "iu")
     if positions.ndim == 1:
         positions = positions[None]
-    if positions.dtype.kind not in "iu" or positions.shape not in ((batch, seq), (1, seq)):
+    if positions.shape not in ((batch, seq), (1, seq)):
         raise InputError(
-            "wrong shape or dtype",
+            "wrong shape",
             where="position_ids",
-            found=f"{list(positions.shape)} {positions.dtype}",
-            allowed=f"whole numbers [batch or 1, seq] = [{batch}, {seq}]",
+            found=str(list(positions.shape)),
+            allowed=f"[batch or 1, seq] = [{batch}, {seq}]",
         )
     return positions
 
@@ -98,7 +135,7 @@ def check_head_mask(backend: Backend, head_mask: Any, num_layers: int, num_heads
     """[heads] or [layers, heads] -> one factor per head, [heads], for each layer"""
     if head_mask is None:
         return [None] * num_layers
-    mask = backend.asarray(head_mask, dtype=backend.dtype)
+    mask = backend_array(backend, head_mask, "head_mask", "biuf").astype(backend.dtype)
     if mask.shape == (num_heads,):
         return [mask] * num_layers
     if mask.shape == (num_layers, num_heads):

@@ -7,6 +7,7 @@ no NaN or Infinity, and one error class for everything that can be wrong.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,7 +36,9 @@ def read_json_object(path: Path, error_class: type[RefimplError], limit: int = M
                 allowed=f"{limit} bytes",
             )
         text = path.read_bytes().decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        value = json.loads(
+            text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant, parse_float=_finite
+        )
     except FileNotFoundError as error:
         raise MissingFileError("no such file", where=path) from error
     except OSError as error:
@@ -50,11 +53,19 @@ def read_json_object(path: Path, error_class: type[RefimplError], limit: int = M
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Refused(f"the key {quote(next(n for n in names if names.count(n) > 1))} stands there twice")
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise _Refused(f"the key {quote(name)} stands there twice")
+        result[name] = value
     return result
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise _Refused(f"{quote(text)} is larger than any number that a computer holds")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

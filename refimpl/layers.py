@@ -14,6 +14,7 @@ import numpy as np
 
 from refimpl.backends.activations import ACTIVATION_PARAMETERS
 from refimpl.backends.base import Backend
+from refimpl.errors import CheckpointValueError, quote
 
 Array = Any
 
@@ -35,11 +36,31 @@ class Parameter:
         return len(self.shape) == 2
 
     def assign(self, array: np.ndarray, weight_dtype: np.dtype | None) -> None:
+        """Keep `array` as the weight.  Raises: CheckpointValueError for a number that the dtype cannot hold."""
         backend = self.owner.backend
         if self.is_matrix:
-            setattr(self.owner, self.name, backend.weight(array, weight_dtype))
+            setattr(self.owner, self.name, backend.weight(self._narrowed(array, weight_dtype), weight_dtype))
         else:
-            setattr(self.owner, self.name, backend.asarray(array, dtype=backend.dtype))
+            # Copied, so that a small vector does not keep a whole file in memory.
+            setattr(self.owner, self.name, backend.asarray(np.array(array, dtype=backend.dtype)))
+
+    def _narrowed(self, array: np.ndarray, weight_dtype: np.dtype | None) -> np.ndarray:
+        if weight_dtype is None or weight_dtype.itemsize >= array.dtype.itemsize:
+            return array
+        with np.errstate(over="ignore"):
+            narrowed = array.astype(weight_dtype)
+        lost = np.isinf(narrowed) & np.isfinite(array)
+        if lost.any():
+            raise CheckpointValueError(
+                f"{weight_dtype} cannot hold a number of this tensor",
+                where=self.key,
+                found=quote(float(array[lost].flat[0])),
+                hint='Keep the weights in bfloat16 or float32 (weight_dtype="bfloat16").',
+                tensor=self.key,
+                count=int(lost.sum()),
+                first_index=[int(i) for i in np.argwhere(lost)[0]],
+            )
+        return narrowed
 
 
 class Module:

@@ -8,6 +8,7 @@ import numpy as np
 
 from refimpl.backends.base import Backend
 from refimpl.errors import InputError
+from refimpl.inputs import host_array
 
 Array = Any
 
@@ -23,9 +24,9 @@ def keep_positions(hidden_states: Array, logits_to_keep: Any) -> Array:
         if logits_to_keep < 0:
             raise InputError("must not be negative", where="logits_to_keep", found=str(logits_to_keep))
         return hidden_states[:, -int(logits_to_keep) :] if logits_to_keep else hidden_states
-    positions = np.asarray(logits_to_keep)
+    positions = host_array(logits_to_keep, "logits_to_keep", "iu")
     seq = hidden_states.shape[1]
-    if positions.ndim != 1 or positions.dtype.kind not in "iu" or (abs(positions + 0.5) > seq).any():
+    if positions.ndim != 1 or (abs(positions + 0.5) > seq).any():
         raise InputError(
             "not positions",
             where="logits_to_keep",
@@ -43,13 +44,13 @@ def causal_lm_loss(backend: Backend, logits: Array, labels: Any) -> Array:
     Raises: InputError for labels of another shape or outside the vocabulary.
     """
     batch, seq, vocab = logits.shape
-    targets = np.asarray(backend.to_numpy(backend.asarray(labels)))
-    if targets.shape != (batch, seq) or targets.dtype.kind not in "iu":
+    targets = host_array(labels, "labels", "iu")
+    if targets.shape != (batch, seq):
         raise InputError(
-            "wrong shape or dtype",
+            "wrong shape",
             where="labels",
-            found=f"{list(targets.shape)} {targets.dtype}",
-            allowed=f"whole numbers [batch, seq] of the logits = [{batch}, {seq}]",
+            found=str(list(targets.shape)),
+            allowed=f"[batch, seq] of the logits = [{batch}, {seq}]",
         )
     kept = targets != IGNORE_INDEX
     if ((targets < 0) | (targets >= vocab))[kept].any():

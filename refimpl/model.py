@@ -13,8 +13,9 @@ from refimpl.backends import dtype_name, get_backend, to_dtype
 from refimpl.backends.base import Backend
 from refimpl.checkpoints import WEIGHTS_NAME, SafetensorsFile
 from refimpl.config import PreTrainedConfig, split_hub_options
-from refimpl.errors import BackendError, CheckpointMismatchError, quote
+from refimpl.errors import BackendError, CheckpointMismatchError, InputError, quote
 from refimpl.hub import resolve
+from refimpl.inputs import check_seed
 from refimpl.layers import Module, Parameter
 
 Array = Any
@@ -56,7 +57,7 @@ class PreTrainedModel(Module):
         seed: int = 0,
     ):
         self._prepare(config, get_backend(backend, dtype=dtype, device=device, threads=threads))
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(check_seed(seed))
         kept = _weight_dtype(dtype, weight_dtype) or self.backend.dtype
         for parameter in self.named_parameters():
             if parameter.initial is None:
@@ -131,7 +132,14 @@ class PreTrainedModel(Module):
         if config is None:
             loaded = cls.config_class.from_pretrained(name_or_path, **hub_options, **overrides)
         else:
-            loaded = cls.config_class.from_dict(config.to_dict(), **overrides) if overrides else config
+            if not isinstance(config, cls.config_class):
+                raise InputError(
+                    "not a config of this model",
+                    where="config",
+                    found=quote(type(config).__name__),
+                    allowed=cls.config_class.__name__,
+                )
+            loaded = config.updated(**overrides) if overrides else config
         model = cls.skeleton(loaded, get_backend(backend, dtype=dtype, device=device, threads=threads))
         path = resolve(name_or_path, WEIGHTS_NAME, **hub_options)
         assert path is not None
@@ -184,14 +192,17 @@ class PreTrainedModel(Module):
     def _match_keys(self, names: Mapping[str, Any]) -> dict[str, str]:
         """{key in this model: key in the file}: a model without a head and one with a head can share a file."""
         prefix = f"{self.base_model_prefix}."
-        in_file = any(name.startswith(prefix) for name in names)
+        # Two names for the same matrix.
+        known = {("embed_out.weight" if name == "lm_head.weight" else name): name for name in names}
+        in_file = any(key.startswith(prefix) for key in known)
         in_model = any(parameter.key.startswith(prefix) for parameter in self.named_parameters())
         if in_file and not in_model:
-            return {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
+            return {
+                key.removeprefix(prefix): name for key, name in known.items() if key != "embed_out.weight"
+            }
         if in_model and not in_file:
-            heads = ("embed_out.", "lm_head.")
-            return {name if name.startswith(heads) else prefix + name: name for name in names}
-        return {name: name for name in names}
+            return {key if key == "embed_out.weight" else prefix + key: name for key, name in known.items()}
+        return known
 
     def _is_ignored(self, key: str) -> bool:
         return key.endswith(_OLD_BUFFERS) or (key == "embed_out.weight" and bool(self._ties))
@@ -255,14 +266,9 @@ def _weight_dtype(dtype: Any, weight_dtype: Any) -> np.dtype | None:
 
 def _with_progress(parameters: list[Parameter], tensors: Mapping[str, np.ndarray]) -> Iterator[Parameter]:
     """The parameters one by one, with a bar on a terminal when there is much to load."""
-    total = getattr(tensors, "nbytes", 0)
-    if total < _PROGRESS_BYTES or os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") in (
-        "1",
-        "true",
-        "TRUE",
-        "yes",
-    ):
+    if getattr(tensors, "nbytes", 0) < _PROGRESS_BYTES:
         return iter(parameters)
-    from tqdm import tqdm
+    # The bar of huggingface_hub, which obeys HF_HUB_DISABLE_PROGRESS_BARS; None: only on a terminal.
+    from huggingface_hub.utils import tqdm
 
     return iter(tqdm(parameters, desc="Loading weights", unit="tensor", disable=None, leave=False))

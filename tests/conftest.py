@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
-
 #: A test that takes `backend` runs once for each; one that needs a GPU is marked so.
 BACKENDS = ["numpy"]
 

@@ -156,7 +156,7 @@ def _settings(args: argparse.Namespace, name: str, config: PreTrainedConfig) -> 
     given: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if given.keys() & {"temperature", "top_k", "top_p"}:
         given["do_sample"] = args.temperature != 0
-    return settings.updated(**given)
+    return settings.updated(**given).completed(GenerationConfig())
 
 
 def _new_tokens(

@@ -15,7 +15,8 @@ from refimpl.generation.random import uniform
 
 def apply_temperature(logits: np.ndarray, temperature: float) -> np.ndarray:
     """Below 1 the likely tokens become likelier, above 1 less so."""
-    return (logits - logits.max()) / temperature  # from 0 downwards, so that nothing overflows
+    with np.errstate(over="ignore"):  # a tiny temperature leaves the likeliest alone, at 0
+        return (logits - logits.max()) / temperature
 
 
 def apply_top_k(logits: np.ndarray, top_k: int) -> np.ndarray:
@@ -48,7 +49,8 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 def filtered(logits: np.ndarray, config: GenerationConfig) -> np.ndarray:
     """What is left to draw from."""
-    logits = apply_temperature(logits, config.temperature)
+    if config.temperature is not None:
+        logits = apply_temperature(logits, config.temperature)
     if config.top_k:
         logits = apply_top_k(logits, config.top_k)
     if config.top_p is not None and config.top_p < 1.0:

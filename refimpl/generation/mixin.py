@@ -16,12 +16,12 @@ from refimpl.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
 from refimpl.generation.logits import choose
 from refimpl.generation.random import fresh_seed
 from refimpl.hub import resolve
-from refimpl.inputs import as_id_array
+from refimpl.inputs import as_id_array, check_seed, host_array
 
 #: (ids so far [batch, seq], logits [batch, vocab]) -> logits [batch, vocab]
 LogitsProcessor = Callable[[np.ndarray, np.ndarray], np.ndarray]
-#: (ids so far [batch, seq], logits [batch, vocab]) -> whether to stop
-StoppingCriterion = Callable[[np.ndarray, np.ndarray], bool]
+#: (ids so far [batch, seq], logits [batch, vocab]) -> whether to stop: all rows, or [batch]
+StoppingCriterion = Callable[[np.ndarray, np.ndarray], bool | np.ndarray]
 
 
 class GenerationMixin:
@@ -62,34 +62,35 @@ class GenerationMixin:
 
         input_ids: prompts of equal length; shorter ones padded on the left, with 0 in `attention_mask`.
             None: start from `bos_token_id`.
-        generation_config: settings; default `self.generation_config`. `overrides` (max_new_tokens=...,
-            do_sample=..., temperature=..., top_k=..., top_p=..., eos_token_id=..., ...) win over it.
+        generation_config: settings; what they leave open, `self.generation_config` says. `overrides`
+            (max_new_tokens=..., do_sample=..., temperature=..., top_k=..., top_p=..., eos_token_id=..., ...)
+            win over both.
         streamer: an object with `put(ids)`, called with the prompt and then with each token, and `end()`.
         logits_processor: functions that change the logits before a token is chosen.
-        stopping_criteria: functions; generation ends when one returns true.
-        seed: of sampling; None draws a new one. Equal seeds give equal text, whatever else is in the batch.
+        stopping_criteria: functions of the ids and logits; a row ends where one says true.
+        seed: of sampling; None draws a new one. With equal seeds a row gets equal text, whatever its
+            neighbours are.
 
         A row ends with `eos_token_id`; rows that ended are filled up with `pad_token_id` (by default the
         first eos id).
         Raises: InputError for prompts, masks or options that mean nothing; NumericalError for NaN logits.
         """
-        config = (generation_config or self.generation_config).updated(**overrides)
+        given = (generation_config or GenerationConfig()).updated(**overrides)
+        config = given.completed(self.generation_config)
         if input_ids is None:
             if config.bos_token_id is None:
                 raise InputError("without a prompt there must be a bos_token_id", where="input_ids")
             input_ids = [[config.bos_token_id]]
-        ids = as_id_array(input_ids, self.config.vocab_size)  # type: ignore[attr-defined]
+        ids = as_id_array(input_ids, self.config.vocab_size).copy()  # type: ignore[attr-defined]
         mask = prompt_mask(ids, attention_mask, config)
-        seed = fresh_seed() if seed is None else seed
+        seed = fresh_seed() if seed is None else check_seed(seed)
         if streamer is not None:
-            streamer.put(ids)
+            streamer.put(ids.copy())
         try:
-            for next_ids, logits in self._steps(ids, mask, config, logits_processor, seed):
-                ids = np.concatenate([ids, next_ids[:, None]], axis=1)
+            for longer in self._steps(ids, mask, config, logits_processor, stopping_criteria, seed):
+                ids = longer
                 if streamer is not None:
-                    streamer.put(next_ids)
-                if any(bool(np.all(stop(ids, logits))) for stop in stopping_criteria):
-                    break
+                    streamer.put(ids[:, -1].copy())
         finally:
             # Also when interrupted: what was generated has then been handed over completely.
             if streamer is not None:
@@ -102,11 +103,11 @@ class GenerationMixin:
         mask: np.ndarray,
         config: GenerationConfig,
         processors: Sequence[LogitsProcessor],
+        criteria: Sequence[StoppingCriterion],
         seed: int,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """One step at a time: the next token of each row [batch], and the logits [batch, vocab] it came from."""
-        eos_ids = config.eos_token_ids
-        pad_id = config.pad_token_id if config.pad_token_id is not None else (eos_ids[0] if eos_ids else 0)
+    ) -> Iterator[np.ndarray]:
+        """The ids after each step: [batch, seq + 1], [batch, seq + 2], ..."""
+        pad_id = fill_id(config, self.config.vocab_size)  # type: ignore[attr-defined]
         finished = np.zeros(len(ids), dtype=bool)
         cache = DynamicCache() if config.use_cache else None
         limit = config.length_limit(ids.shape[1])
@@ -121,10 +122,12 @@ class GenerationMixin:
                     for row in range(len(ids))
                 ]
             )
-            finished |= np.isin(next_ids, eos_ids)
             ids = np.concatenate([ids, next_ids[:, None]], axis=1)
             mask = np.concatenate([mask, np.ones((len(ids), 1), mask.dtype)], axis=1)
-            yield next_ids, logits
+            finished |= np.isin(next_ids, config.eos_token_ids)
+            for is_done in criteria:
+                finished = finished | np.asarray(is_done(ids, logits), dtype=bool)
+            yield ids
 
     def _next_logits(self, ids: np.ndarray, mask: np.ndarray, cache: DynamicCache | None) -> np.ndarray:
         """The logits after the last token.  The tokens that the cache holds are not computed again."""
@@ -155,7 +158,7 @@ def prompt_mask(ids: np.ndarray, attention_mask: Any, config: GenerationConfig) 
         is_padding = pad_id is not None and pad_id not in config.eos_token_ids and (ids == pad_id).any()
         mask = (ids != pad_id if is_padding else np.ones_like(ids)).astype(np.int64)
     else:
-        mask = np.asarray(attention_mask)
+        mask = host_array(attention_mask, "attention_mask", "biuf")
         if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
             raise InputError(
                 "must be 0 and 1, one for each id",
@@ -172,3 +175,17 @@ def prompt_mask(ids: np.ndarray, attention_mask: Any, config: GenerationConfig) 
             hint='Use a tokenizer with padding_side="left" to pad prompts.',
         )
     return mask
+
+
+def fill_id(config: GenerationConfig, vocab_size: int) -> int:
+    """The id that fills rows which ended.  Raises: InputError when it is outside the vocabulary."""
+    eos_ids = config.eos_token_ids
+    pad_id = config.pad_token_id if config.pad_token_id is not None else (eos_ids[0] if eos_ids else 0)
+    if eos_ids and not 0 <= pad_id < vocab_size:
+        raise InputError(
+            "outside the vocabulary",
+            where="pad_token_id",
+            found=str(pad_id),
+            allowed=f"0 to {vocab_size - 1}",
+        )
+    return pad_id

@@ -243,11 +243,22 @@ def test_get_backend_names_what_there_is(backend):
     )  # 16-bit weights, computed with in float32
     ops = get_backend(backend)
     assert get_backend(ops) is ops
+    assert get_backend(ops, dtype="float32") is get_backend(ops, dtype="float16") is ops
+    for contradiction in ({"dtype": "float64"}, {"device": "cuda:7"}, {"threads": 3}):
+        with pytest.raises(BackendError, match="has another"):
+            get_backend(ops, **contradiction)
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"name": "torch"}, {"dtype": "int8"}, {"dtype": object()}, {"device": "cuda:0"}, {"threads": 4}],
+    [
+        {"name": "torch"},
+        {"name": []},
+        {"dtype": "int8"},
+        {"dtype": object()},
+        {"device": "cuda:0"},
+        {"threads": 4},
+    ],
 )
 def test_get_backend_refuses(arguments):
     with pytest.raises(BackendError):

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 THIRD_PARTY = {
     "tokenizer": {"numpy", "regex", "numba"},
     "backends": {"numpy", "ml_dtypes", "numba", "llvmlite", "cupy"},
-    "refimpl": {"numpy", "safetensors", "huggingface_hub", "tqdm", "ml_dtypes"},
+    "refimpl": {"numpy", "safetensors", "huggingface_hub"},
 }
 HOUSE = {
     "tokenizer": {

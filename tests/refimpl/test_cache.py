@@ -7,7 +7,7 @@ import pytest
 
 from refimpl import DynamicCache
 from refimpl.errors import InputError
-from tests.tiny import tiny_ids, tiny_model
+from tests.tiny import tiny_config, tiny_ids, tiny_model
 
 #: Measured: 6e-7 (float32), 1.2e-15 (float64) of the largest logit; times about four.
 TOLERANCE = {"float32": 3e-6, "float64": 5e-15}
@@ -104,3 +104,60 @@ def test_a_cache_of_another_model_or_batch(backend):
     cache = tiny_model(backend)(tiny_ids(batch=3)).past_key_values
     with pytest.raises(InputError, match="another model or batch"):
         tiny_model(backend)(tiny_ids(), past_key_values=cache)
+    assert cache.get_seq_length() == 9
+
+
+def fail_in_layer(model, index, error):
+    """Make one layer of the model fail, after its attention has written to the cache."""
+
+    def fail(hidden_states):
+        raise error
+
+    model.gpt_neox_japanese.layers[index].mlp = fail
+
+
+@pytest.mark.parametrize("filled", [0, 5])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_call_that_fails_or_is_interrupted_leaves_the_cache_as_it_was(backend, filled, layer):
+    good, bad = tiny_model(backend, "float64"), tiny_model(backend, "float64")
+    fail_in_layer(bad, layer, KeyboardInterrupt())
+    ids, cache = tiny_ids(), DynamicCache()
+    if filled:
+        good(ids[:, :filled], past_key_values=cache)
+    with pytest.raises(KeyboardInterrupt):
+        bad(ids[:, filled:], past_key_values=cache)
+    assert cache.get_seq_length() == filled
+    out = good(ids[:, filled:], past_key_values=cache)
+    same(out.logits, good(ids).logits[:, filled:], "float64")
+
+
+def test_a_cache_of_another_dtype_or_with_layers_of_different_length(backend):
+    ids = tiny_ids()
+    wide = tiny_model(backend, "float64")(ids).past_key_values
+    with pytest.raises(InputError, match="float64"):
+        tiny_model(backend)(ids, past_key_values=wide)
+    # A tuple is only numbers, and is converted.
+    out = tiny_model(backend)(ids, past_key_values=wide.to_legacy_cache())
+    assert out.logits.dtype == "float32"
+    pairs = [list(pair) for pair in wide.to_legacy_cache()]
+    pairs[1] = [array[:, :, :4] for array in pairs[1]]
+    with pytest.raises(InputError, match=r"past_key_values\[1\]"):
+        tiny_model(backend, "float64")(ids, past_key_values=pairs)
+
+
+def test_a_copy_stays_as_it_is(backend):
+    model, ids = tiny_model(backend), tiny_ids()
+    cache = model(ids).past_key_values
+    snapshot = cache.to_legacy_cache()
+    before = [key.copy() for key, _ in snapshot]
+    cache.crop(3)
+    model(ids[:, :6], past_key_values=cache)
+    assert all((key == old).all() for (key, _), old in zip(snapshot, before, strict=True))
+
+
+def test_storage_is_not_much_larger_than_what_it_holds(backend):
+    model, cache = tiny_model(backend, max_position_embeddings=2048), DynamicCache(config=tiny_config())
+    model(tiny_ids(1, 1100), past_key_values=cache)
+    model(tiny_ids(1, 1), past_key_values=cache)
+    needed = 1101 * 2 * 3 * 24 * 4
+    assert needed <= cache.nbytes <= 1.3 * needed

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from refimpl import AutoConfig, GPTNeoXJapaneseConfig
-from refimpl.errors import ConfigError, MissingFileError, ResourceLimitError
+from refimpl.errors import ConfigError, MissingFileError, ResourceLimitError, SaveError
 
 
 def test_the_documented_defaults():
@@ -39,6 +39,7 @@ def test_the_documented_defaults():
         ({"rotary_pct": 1.0, "rope_parameters": {"partial_rotary_factor": 0.25}}, 80, 10000),
         ({"rope_scaling": None, "rope_parameters": None}, 80, 10000),
         ({"rope_scaling": {"type": "default"}}, 80, 10000),
+        ({"rope_scaling": {"rope_type": "default", "rope_theta": 50, "partial_rotary_factor": 0.5}}, 40, 50),
     ],
 )
 def test_both_spellings_of_the_rotary_settings(settings, width, base):
@@ -70,6 +71,16 @@ def test_both_spellings_of_the_rotary_settings(settings, width, base):
         ({"eos_token_id": "2"}, "eos_token_id"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type"),
         ({"rope_parameters": [1]}, "rope_parameters"),
+        ({"rope_parameters": {"type": "linear", "factor": 4.0}}, "rope_type"),
+        ({"hidden_act": ["gelu"]}, "hidden_act"),
+        ({"rotary_emb_base": 10**400}, "rotary_emb_base"),
+        ({"rotary_emb_base": 10**5000}, "rotary_emb_base"),
+        ({"layer_norm_eps": 1e-300}, "layer_norm_eps"),
+        ({"intermediate_multiple_size": 1e308}, "intermediate_multiple_size"),
+        ({"initializer_range": -1}, "initializer_range"),
+        ({"initializer_range": "x"}, "initializer_range"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings"),
+        ({"use_cache": None}, "use_cache"),
     ],
 )
 def test_impossible_settings(settings, key):
@@ -81,6 +92,22 @@ def test_impossible_settings(settings, key):
 def test_a_misspelt_setting_names_the_nearest():
     with pytest.raises(ConfigError, match=r"Did you mean num_hidden_layers\?"):
         GPTNeoXJapaneseConfig(num_hiden_layers=2)
+
+
+def test_an_override_is_a_setting_and_never_lost(tmp_path):
+    config = GPTNeoXJapaneseConfig(hidden_act=relu)
+    changed = config.updated(hidden_size=64, rope_parameters={"rope_theta": 7})
+    assert (changed.hidden_size, changed.rotary_emb_base, changed.hidden_act) == (64, 7, relu)
+    assert config.hidden_size == 2560
+    (tmp_path / "config.json").write_text('{"hiden_act": "relu"}')
+    assert GPTNeoXJapaneseConfig.from_pretrained(tmp_path).unused_keys == {"hiden_act": "relu"}
+    with pytest.raises(ConfigError, match="Did you mean hidden_act"):
+        GPTNeoXJapaneseConfig.from_pretrained(tmp_path, hiden_act="relu")
+
+
+def relu(x):
+    """Not the built-in of this name."""
+    return x
 
 
 def test_settings_can_be_changed_and_are_checked_when_a_model_is_made():
@@ -104,12 +131,16 @@ def test_files(tmp_path):
     assert (config.hidden_size, config.num_attention_heads, config.dtype) == (64, 4, "float16")
     assert config.unused_keys == {"wild": 1}
     config.save_pretrained(tmp_path)
+    config.save_pretrained(tmp_path / "a" / "b")
+    assert GPTNeoXJapaneseConfig.from_pretrained(tmp_path / "a" / "b") == config
+    with pytest.raises(SaveError):
+        config.save_pretrained(tmp_path / "config.json")
     assert GPTNeoXJapaneseConfig.from_pretrained(tmp_path) == config
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[]", b"{", b'{"a": NaN}', b'{"a": 1, "a": 2}', b"\xff\xfe", b"[" * 100_000, b'{"hidden_size": 1e400}',
+    [b"", b"[]", b"{", b'{"a": NaN}', b'{"a": 1, "a": 2}', b"\xff\xfe", b"[" * 100_000, b'{"layer_norm_eps": 1e400}',
      b'{"model_type": "gpt2"}', b'{"model_type": 3}', b'{"hidden_size": ' + b"9" * 5000 + b"}"],
 )  # fmt: skip
 def test_damaged_files(tmp_path, content):
@@ -117,6 +148,15 @@ def test_damaged_files(tmp_path, content):
     for reader in (GPTNeoXJapaneseConfig, AutoConfig):
         with pytest.raises(ConfigError):
             reader.from_pretrained(tmp_path)
+
+
+def test_many_keys_are_read_at_once(tmp_path):
+    """Looking for a duplicate key takes no longer than reading the file."""
+    keys = {f"k{i}": i for i in range(50_000)}
+    text = json.dumps(keys)
+    (tmp_path / "config.json").write_text(text[:-1] + ', "k49999": 1}')
+    with pytest.raises(ConfigError, match="twice"):
+        AutoConfig.from_pretrained(tmp_path)
 
 
 def test_a_file_that_is_too_large_or_missing(tmp_path):

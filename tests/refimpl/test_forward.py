@@ -17,8 +17,8 @@ def model(backend):
     return tiny_model(backend, "float64")
 
 
-def close(a, b):
-    assert np.abs(to_numpy(a) - to_numpy(b)).max() <= 1e-12
+def close(a, b, bound=1e-12):
+    assert np.abs(to_numpy(a) - to_numpy(b)).max() <= bound
 
 
 def test_outputs_and_their_shapes(model):
@@ -188,6 +188,16 @@ def test_weights_and_arguments_stay_as_they_are(model):
         ({"inputs_embeds": np.zeros((1, 3, 23))}, "inputs_embeds"),
         ({"input_ids": [[3, 4]], "attention_mask": [[1]]}, "attention_mask"),
         ({"input_ids": [[3, 4]], "attention_mask": np.ones((1, 1, 2, 3))}, "attention_mask"),
+        ({"input_ids": [[3, 4]], "attention_mask": np.ones((1, 2, 2, 2))}, "attention_mask"),
+        ({"input_ids": [[3, 4]], "attention_mask": np.ones((1, 1, 2, 2), int)}, "attention_mask"),
+        ({"input_ids": [[3, 4]], "attention_mask": [["1", "1"]]}, "attention_mask"),
+        ({"input_ids": [[3, 4]], "attention_mask": [[1.0, float("nan")]]}, "attention_mask"),
+        ({"input_ids": [[3, 4], [5, 6]], "attention_mask": [[1, 1], [1]]}, "attention_mask"),
+        ({"input_ids": [[3, 4], [5, 6]], "position_ids": [[0, 1], [0]]}, "position_ids"),
+        ({"input_ids": [[3, 4]], "head_mask": ["a", "b", "c"]}, "head_mask"),
+        ({"input_ids": {"a": 1}}, "input_ids"),
+        ({"input_ids": [[3, 4]], "labels": [[3, 4], [5]]}, "labels"),
+        ({"inputs_embeds": [["x"]]}, "inputs_embeds"),
         ({"input_ids": [[3, 4]], "position_ids": [[0]]}, "position_ids"),
         ({"input_ids": [[3, 4]], "position_ids": [[0.0, 1.0]]}, "position_ids"),
         ({"input_ids": [[3, 4]], "head_mask": [1, 1]}, "head_mask"),
@@ -203,3 +213,10 @@ def test_wrong_arguments(model, arguments, where):
     with pytest.raises(InputError) as caught:
         model(**arguments)
     assert where in str(caught.value)
+
+
+def test_the_lowest_number_of_a_wider_dtype_in_a_mask(backend):
+    model, ids = tiny_model(backend), tiny_ids()
+    causal = np.tril(np.ones((9, 9), bool))[None, None]
+    mask = np.where(causal, 0.0, np.finfo(np.float64).min)
+    close(model(ids, attention_mask=mask).logits, model(ids).logits, bound=1e-4)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refimpl import GenerationConfig, GPTNeoXJapaneseForCausalLM
-from refimpl.errors import InputError, NumericalError
+from refimpl.errors import ConfigError, InputError, NumericalError
 from refimpl.generation.logits import apply_temperature, apply_top_k, apply_top_p, choose, draw, probabilities
 from refimpl.generation.random import fresh_seed, uniform
 from tests.tiny import save_tiny, tiny_ids, tiny_model
@@ -185,6 +185,74 @@ def test_processors_and_criteria_of_ones_own(model):
     assert (out[:, 9:] >= 20).all()
 
 
+def test_a_row_ends_where_a_criterion_says_so(model):
+    ids = tiny_ids()
+
+    def second_row_at_11(ids, logits):
+        return np.array([False, ids.shape[1] == 11])
+
+    options = {"max_new_tokens": 6, "eos_token_id": [], "pad_token_id": 0}
+    free = model.generate(ids, **options)
+    out = model.generate(ids, stopping_criteria=[second_row_at_11], **options)
+    assert (out[0] == free[0]).all()
+    assert (out[1, :11] == free[1, :11]).all()
+    assert not out[1, 11:].any()
+
+
+def test_settings_are_filled_in_from_the_model(model):
+    ids = tiny_ids(1)
+    model.generation_config = GenerationConfig(max_new_tokens=5, do_sample=True, eos_token_id=[])
+    given = GenerationConfig(temperature=2.0)
+    assert model.generate(ids, generation_config=given, seed=1).shape == (1, 14)
+    sampled = model.generate(ids, temperature=2.0, seed=1)
+    assert (model.generate(ids, generation_config=given, seed=1) == sampled).all()
+    greedy = model.generate(ids, do_sample=False)
+    assert (model.generate(ids, generation_config=GenerationConfig(do_sample=False)) == greedy).all()
+    assert given == GenerationConfig(temperature=2.0)
+
+
+def test_none_and_values_that_change_nothing_are_fine(model):
+    ids = tiny_ids(1)
+    plain = model.generate(ids, eos_token_id=[])
+    same = model.generate(
+        ids,
+        eos_token_id=[],
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        num_beams=1,
+        repetition_penalty=1.0,
+    )
+    assert (same == plain).all()
+    assert model.generate(ids, max_new_tokens=np.int64(3), temperature=np.float32(0.5)).shape[1] <= 12
+
+
+@pytest.mark.parametrize("seed", [1.5, "a", -1, True])
+def test_what_is_no_seed(model, seed):
+    with pytest.raises(InputError, match="seed"):
+        model.generate(tiny_ids(), seed=seed)
+    with pytest.raises(InputError, match="seed"):
+        tiny_model(seed=seed)
+
+
+def test_a_seed_of_numpy(model):
+    options = {"do_sample": True, "max_new_tokens": 5}
+    ids = tiny_ids()
+    assert (model.generate(ids, seed=np.int64(3), **options) == model.generate(ids, seed=3, **options)).all()
+
+
+def test_a_streamer_cannot_change_the_prompt(model):
+    class Vandal(Recorder):
+        def put(self, ids):
+            ids[...] = 0
+
+    ids = tiny_ids(1)
+    before = ids.copy()
+    out = model.generate(ids, max_new_tokens=3, eos_token_id=[], streamer=Vandal())
+    assert (ids == before).all()
+    assert (out == model.generate(before, max_new_tokens=3, eos_token_id=[])).all()
+
+
 class Recorder:
     def __init__(self, stop_after=None):
         self.calls, self.ended, self.stop_after = [], False, stop_after
@@ -222,6 +290,23 @@ def test_generation_config_of_the_folder(tmp_path, backend):
     assert model.generate([[7]], eos_token_id=[]).shape == (1, 3)
 
 
+def test_options_of_the_file_that_are_not_offered_are_announced(tmp_path, backend):
+    save_tiny(tmp_path)
+    (tmp_path / "generation_config.json").write_text(
+        '{"num_beams": 4, "repetition_penalty": 1.0, "top_k": null}'
+    )
+    with pytest.warns(UserWarning, match="num_beams=4") as caught:
+        GPTNeoXJapaneseForCausalLM.from_pretrained(tmp_path, backend=backend)
+    assert "repetition_penalty" not in str(caught[0].message)
+
+
+def test_a_damaged_generation_config_is_named(tmp_path, backend):
+    save_tiny(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"temperature": "hot"}')
+    with pytest.raises(ConfigError, match=r"generation_config\.json.*temperature"):
+        GPTNeoXJapaneseForCausalLM.from_pretrained(tmp_path, backend=backend)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -242,8 +327,11 @@ def test_generation_config_of_the_folder(tmp_path, backend):
         ({"max_new_tokens": -1}, "max_new_tokens"),
         ({"max_length": 0}, "max_length"),
         ({"eos_token_id": "2"}, "special token"),
+        ({"pad_token_id": 99}, "pad_token_id"),
+        ({"do_sample": 1}, "do_sample"),
+        ({"max_length": 10**400}, "max_length"),
         ({"temprature": 1.0}, "Did you mean temperature"),
-        ({"num_beams": 4}, "unknown option"),
+        ({"num_beams": 4}, "not offered"),
     ],
 )
 def test_wrong_arguments(model, arguments, message):

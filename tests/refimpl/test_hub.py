@@ -86,6 +86,15 @@ def test_what_can_go_wrong_is_one_class(hub, failure, message):
     assert "owner/name" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "failure", [TypeError("revision"), errors.HFValidationError("repo"), ValueError("offline")]
+)
+def test_options_that_the_hub_cannot_take(hub, failure):
+    hub.failure = failure
+    with pytest.raises(InputError, match="cannot be asked so"):
+        resolve("owner/name", "config.json")
+
+
 def test_an_optional_file_may_be_absent(hub):
     assert resolve("owner/name", "absent.json", required=False) is None
     hub.failure = errors.LocalEntryNotFoundError("x")
@@ -93,10 +102,13 @@ def test_an_optional_file_may_be_absent(hub):
 
 
 @pytest.mark.parametrize(
-    "name", ["no such/folder/here", "../up", "a b", "", "/absolute", "owner/..", "a/b/c", "x\0y"]
+    "name",
+    ["no such/folder/here", "../up", "a b", "/absolute", "owner/..", "a/b/c", "x\0y", "x" * 5000 + "/"],
 )
 def test_names_that_cannot_be_on_the_hub(hub, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "repository")
     with pytest.raises(MissingFileError, match="no folder"):
-        resolve(name if name else "nonexistent/..x", "config.json")
+        resolve(name, "config.json")
+    with pytest.raises(InputError, match="empty"):
+        resolve("", "config.json")
     assert hub.calls == []

@@ -16,8 +16,10 @@ from refimpl.errors import (
     BackendError,
     CheckpointFormatError,
     CheckpointMismatchError,
+    CheckpointValueError,
     ConfigError,
     IncompleteCheckpointError,
+    InputError,
     MissingFileError,
 )
 from tests.tiny import save_tiny, tiny_config, tiny_ids, tiny_model
@@ -259,3 +261,49 @@ def test_random_weights_follow_the_seed():
 def test_unavailable_choices(folder, options):
     with pytest.raises(BackendError):
         GPTNeoXJapaneseForCausalLM.from_pretrained(folder, **options)
+
+
+def test_the_other_name_of_the_head(folder):
+    tensors = tensors_of(folder)
+    tensors["lm_head.weight"] = tensors["gpt_neox_japanese.embed_in.weight"] * 2
+    save_file(tensors, folder / "model.safetensors")
+    tied = tiny_model()(tiny_ids()).logits
+    assert np.allclose(load(folder, tie_word_embeddings=False)(tiny_ids()).logits, tied * 2, rtol=1e-5)
+    base = GPTNeoXJapaneseModel.from_pretrained(folder, backend="numpy")
+    assert base.num_parameters() == tiny_model().num_parameters()
+
+
+def test_nothing_is_left_over_for_a_model_without_a_head_either(folder):
+    tensors = tensors_of(folder)
+    tensors["junk"] = np.zeros(3, np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointMismatchError) as caught:
+        GPTNeoXJapaneseModel.from_pretrained(folder, backend="numpy")
+    assert caught.value.unexpected == ["junk"]
+
+
+def test_a_number_that_float16_cannot_hold(folder):
+    tensors = tensors_of(folder)
+    tensors["gpt_neox_japanese.layers.1.mlp.dense_4h_to_h.weight"][2, 5] = 7e4
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointValueError) as caught:
+        load(folder, dtype="float16")
+    assert caught.value.tensor == "gpt_neox_japanese.layers.1.mlp.dense_4h_to_h.weight"
+    assert (caught.value.count, caught.value.first_index) == (1, [2, 5])
+    assert np.isfinite(load(folder, dtype="bfloat16")(tiny_ids()).logits).all()
+
+
+def test_a_small_vector_does_not_keep_the_file_in_memory(folder):
+    model = load(folder, mmap=False, weight_dtype="float16")
+    assert model.gpt_neox_japanese.final_layer_norm.weight.base is None
+
+
+@pytest.mark.parametrize("config", [{}, "config.json", tiny_config])
+def test_a_config_is_a_config(folder, config):
+    with pytest.raises(InputError, match="config"):
+        load(folder, config=config)
+
+
+def test_a_misspelt_argument(folder):
+    with pytest.raises(ConfigError, match="weigth_dtype"):
+        load(folder, weigth_dtype="float16")

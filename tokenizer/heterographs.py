@@ -32,6 +32,8 @@ KANJI_FORMS = """
 励勵 戻戾 霊靈 齢齡 恋戀 炉爐 労勞 楼樓 録錄 湾灣 吉𠮷 呂吕
 """
 
+WINDOW = 3  # how many characters the tokenizer looks at
+
 # Ranges whose members Unicode decomposes to one ordinary ideograph: compatibility ideographs and radicals.
 _IDEOGRAPH_RANGES = ((0xF900, 0xFADA), (0x2F800, 0x2FA1E), (0x2E80, 0x2EF4), (0x2F00, 0x2FD6))
 _HALF_WIDTH = range(0xFF61, 0xFFA0)
@@ -67,7 +69,7 @@ def _compatible(text: str) -> str:
 
 def _without_chains(found: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
     """Join lines that meet: the radical ⻑ is a form of an older kanji that itself is a form of a newer one."""
-    newer = {other: first for entry in KANJI_FORMS.split() for first, other in zip(entry[0] * 9, entry[1:])}
+    newer = {other: entry[0] for entry in KANJI_FORMS.split() for other in entry[1:]}
     joined: dict[str, list[str]] = {}
     for first, others in found.items():
         joined.setdefault(newer.get(first, first), []).extend(others)
@@ -83,9 +85,14 @@ def folding() -> dict[int, str]:
 def vocabulary_line(token: str) -> str:
     """All forms of `token`, the token itself first, separated by commas: one line of `vocab.txt`.
 
-    The forms of a sub-word are all combinations of the forms of its kanji, as in the published file (慶応,慶應).
+    The forms of a kanji sub-word are all combinations of the forms of its kanji, as in the published file
+    (慶応,慶應); a katakana sub-word has its half-width form where that fits the tokenizer's three characters.
     """
     if len(token) == 1:
         return ",".join((token, *forms().get(token, ())))
-    choices = [(char, *(form for form in forms().get(char, ()) if len(form) == 1)) for char in token]
+    if "゠" <= token[0] <= "ヿ":
+        half_width = "".join(forms().get(char, (char,))[0] for char in token)
+        fits = len(half_width) <= WINDOW and not set(half_width) & set(token)
+        return f"{token},{half_width}" if fits else token
+    choices = [(char, *forms().get(char, ())) for char in token]
     return ",".join("".join(choice) for choice in itertools.product(*choices))

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from refimpl.errors import InputError, TextInputError, quote
+from refimpl.tokenizer.emoji_table import emoji_table
 from refimpl.tokenizer.heterographs import folding, forms, vocabulary_line
 
 HIRAGANA = "ぁ-ゖゝゞ"
@@ -37,7 +38,8 @@ SIGNS = "〜×÷¥"
 FULL_WIDTH = "".join(chr(code) for code in range(0xFF01, 0xFF5F))
 ASCII = "".join(chr(code) for code in range(0x21, 0x7F))
 PUNCTUATION = "、。・‥…―「」『』【】〔〕《》〈〉〒○●◎→←↑↓〃△▲▽▼□■◇◆☆★♂♀§〓♭♪†¶※"
-TAGS = "<BR> <SP> <TAB> <URL> <EMAIL> <TEL> <DATE> <PRICE> <BLOCK> <KIGOU> <U2000U2BFF>".split()
+_TAG_NAMES = ("BR", "SP", "TAB", "URL", "EMAIL", "TEL", "DATE", "PRICE", "BLOCK", "KIGOU", "U2000U2BFF")
+TAGS = [f"<{name}>" for name in _TAG_NAMES]
 EMOJI_CLASSES = [f"<|emoji{number}|>" for number in range(1, 13)]
 BYTES = [f"<|byte{value}|>" for value in range(256)]
 SPECIAL = ["<|startoftext|>", "<|separator|>", "<|nottoken|>", "<|endoftext|>"]
@@ -46,6 +48,7 @@ _RUNS = re.compile(f"(?P<hiragana>[{HIRAGANA}]+)|(?P<katakana>[{KATAKANA}]+)|(?P
 _DASHES = {ord("—"): "ー", ord("−"): "ー"}  # the tokenizer reads both dashes as the prolonged sound mark
 # A replaced sub-word has to be worth more than the one it replaces, or the search would go in circles.
 _HYSTERESIS = 0.95
+_PATIENCE = 3
 
 
 def character_type(char: str) -> str | None:
@@ -58,9 +61,9 @@ def train_vocab(
     texts: Iterable[str],
     vocab_size: int = 8000,
     *,
-    character_coverage: float = 0.9995,
+    character_coverage: float = 0.999,
     min_count: int = 2,
-    rounds: int = 24,
+    rounds: int = 16,
 ) -> list[str]:
     """The lines of a `vocab.txt` for `texts`, at most `vocab_size` of them (fewer for a small text).
 
@@ -70,9 +73,13 @@ def train_vocab(
     met or when there is no text, `TextInputError` for text that is not valid Unicode.
     """
     if not 0 < character_coverage <= 1:
-        raise InputError("character_coverage is a share", found=quote(character_coverage), allowed="0 < x <= 1")
+        raise InputError(
+            "character_coverage is a share", found=quote(character_coverage), allowed="0 < x <= 1"
+        )
     if min_count < 1 or rounds < 1:
-        raise InputError("min_count and rounds must be positive", found=quote((min_count, rounds)), allowed=">= 1")
+        raise InputError(
+            "min_count and rounds must be positive", found=quote((min_count, rounds)), allowed=">= 1"
+        )
     fixed = [vocabulary_line(char) for char in SIGNS + FULL_WIDTH + ASCII + PUNCTUATION]
     fixed += [*TAGS, *EMOJI_CLASSES, *BYTES, *SPECIAL]
     room = vocab_size - len(fixed) - len(KANA)
@@ -84,7 +91,9 @@ def train_vocab(
         )
     chars, runs = _count(texts)
     if not chars:
-        raise InputError("there is no text to train on", hint="Give at least one text with a visible character.")
+        raise InputError(
+            "there is no text to train on", hint="Give at least one text with a visible character."
+        )
     learned = _needed_characters(chars, room, character_coverage, min_count)
     subwords = _search(runs, room - len(learned), min_count, rounds)
     # A voiced half-width form (ｶﾞ) begins with another one (ｶ), and so stands first.
@@ -114,8 +123,8 @@ def _count(texts: Iterable[str]) -> tuple[Counter[str], dict[str, Counter[str]]]
         text = text.translate(table)
         chars.update(text)
         runs.update(match.group() for match in _RUNS.finditer(text))
-    for char in [char for char in chars if unicodedata.category(char)[0] in "CZ"]:
-        del chars[char]
+    for char in [char for char in chars if unicodedata.category(char)[0] in "CMZ"]:
+        del chars[char]  # control characters, marks that need another character, and spaces
     by_type: dict[str, Counter[str]] = {kind: Counter() for kind in LONGEST}
     for run, count in runs.items():
         by_type[character_type(run[0]) or ""][run] = count
@@ -123,9 +132,11 @@ def _count(texts: Iterable[str]) -> tuple[Counter[str], dict[str, Counter[str]]]
 
 
 def _needed_characters(chars: Counter[str], room: int, coverage: float, min_count: int) -> list[str]:
-    """The most frequent characters that have no fixed line, until `coverage` is reached."""
-    always = set(KANA + SIGNS + FULL_WIDTH + ASCII + PUNCTUATION)
-    optional = sorted((c for c in chars if c not in always and chars[c] >= min_count), key=lambda c: (-chars[c], c))
+    """The most frequent characters that have no fixed line and are no emoji, until `coverage` is reached."""
+    always = set(KANA + SIGNS + FULL_WIDTH + ASCII + PUNCTUATION).union(emoji_table()["emoji"])
+    optional = sorted(
+        (c for c in chars if c not in always and chars[c] >= min_count), key=lambda c: (-chars[c], c)
+    )
     missing = chars.total() * (1 - coverage) + 1e-9
     rare = sum(chars[c] for c in chars if c not in always and chars[c] < min_count)
     while optional and rare + chars[optional[-1]] <= missing:
@@ -137,11 +148,13 @@ def _search(runs: dict[str, Counter[str]], size: int, min_count: int, rounds: in
     """The `size` sub-words (with their use) that shorten the runs most, under longest match.
 
     Each round segments all runs, values every sub-word by the tokens it saves and every neighbouring pair by
-    the tokens it would save, and keeps the best; it ends when a round no longer makes the text shorter.
+    the tokens it would save, and keeps the best.  As candidates overlap, a round can make the text longer; the
+    search ends when `_PATIENCE` rounds in a row did not make it shorter.
     """
     chosen: dict[str, int] = {}
     best: dict[str, int] = {}
     shortest: int | None = None
+    worse = 0
     for _ in range(rounds):
         used: Counter[str] = Counter()
         pairs: Counter[str] = Counter()
@@ -149,8 +162,11 @@ def _search(runs: dict[str, Counter[str]], size: int, min_count: int, rounds: in
             _segment_all(counted, chosen, LONGEST[kind], used, pairs)
         length = used.total()
         used_words = {word: used[word] for word in chosen if used[word] >= min_count}
-        if len(chosen) <= size and (shortest is None or length < shortest):
+        worse = 0 if shortest is None or length < shortest else worse + 1
+        if worse == 0:
             shortest, best = length, used_words
+        if worse == _PATIENCE:
+            break
         value = {word: count * (_pieces(word, chosen) - 1.0) for word, count in used_words.items()}
         for word, count in pairs.items():
             if count >= min_count:

@@ -77,7 +77,9 @@ def split(works: list[Work]) -> tuple[list[Work], list[Work]]:
     if HELD_BACK_LIST.is_file():
         listed = [line.split("\t")[0] for line in HELD_BACK_LIST.read_text(encoding="utf-8").splitlines()]
         if [work.file for work in held_back] != listed:
-            raise SystemExit(f"the works held back here are not those listed in {HELD_BACK_LIST.name}: other corpus?")
+            raise SystemExit(
+                f"the works held back here are not those listed in {HELD_BACK_LIST.name}: other corpus?"
+            )
     else:
         lines = "".join(f"{work.file}\t{work.author}\t{work.title}\n" for work in held_back)
         HELD_BACK_LIST.write_text(lines, encoding="utf-8")
@@ -88,14 +90,25 @@ def split(works: list[Work]) -> tuple[list[Work], list[Work]]:
 def strip_annotations(text: str) -> str:
     """An Aozora source file as plain text: no header, ruby, typesetting notes or colophon.
 
-    Format: https://www.aozora.gr.jp/annotation/ .  Characters outside JIS X 0208 that are given only as a note
-    become 〓.
+    Format: https://www.aozora.gr.jp/annotation/ .  A character that cp932 lacks is written there as a note with its
+    Unicode or JIS X 0213 number; where it has neither it becomes 〓.
     """
     text = text.replace("\r\n", "\n")
-    parts = re.split(r"^-{20,}\n", text, flags=re.MULTILINE)
-    body = parts[2] if len(parts) >= 3 else text.partition("\n\n")[2]
-    body = re.split(r"^底本：", body, flags=re.MULTILINE)[0]
-    body = re.sub(r"※［＃[^］]*］", "〓", body)
+    parts = re.split(r"^-{20,}\n", text, maxsplit=2, flags=re.MULTILINE)
+    body = parts[2] if len(parts) == 3 else text.partition("\n\n")[2]
+    body = re.split(r"^底本：", body, maxsplit=1, flags=re.MULTILINE)[0]
+    body = re.sub(r"※［＃[^］]*］", _described_character, body)
     body = re.sub(r"［＃[^］]*］", "", body)
     body = re.sub(r"《[^》\n]*》", "", body)
     return body.replace("｜", "")
+
+
+def _described_character(note: re.Match[str]) -> str:
+    if unicode := re.search(r"U\+([0-9A-Fa-f]{4,5})", note[0]):
+        return chr(int(unicode[1], 16))
+    if jis := re.search(r"([12])-(\d{1,2})-(\d{1,2})", note[0]):
+        plane, row, cell = map(int, jis.groups())
+        # EUC shifts the second plane with 0x8f and counts rows and cells from 0xa0.
+        code = b"\x8f" * (plane - 1) + bytes([0xA0 + row, 0xA0 + cell])
+        return code.decode("euc_jis_2004", errors="replace").replace("\ufffd", "〓")
+    return "〓"

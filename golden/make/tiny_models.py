@@ -37,9 +37,9 @@ class Tiny:
 
 
 def old_buffers(tensors: dict[str, np.ndarray], config: GPTNeoXJapaneseConfig) -> dict[str, np.ndarray]:
-    """What old checkpoints store beside the weights, and a head that is stale: the tied one is used all the same."""
+    """What old checkpoints store beside the weights, and the tied head written out."""
     longest, width = config.max_position_embeddings, oracle.rotary_width(config)
-    more = {"embed_out.weight": -tensors[f"{FAMILY}.embed_in.weight"]}
+    more = {"embed_out.weight": tensors[f"{FAMILY}.embed_in.weight"]}
     for layer in range(config.num_hidden_layers):
         at = f"{FAMILY}.layers.{layer}.attention."
         more[at + "bias"] = np.tril(np.ones((longest, longest), dtype=bool))[None, None]
@@ -108,7 +108,7 @@ MODELS = {
     "tiny-old-buffers": Tiny(
         {"max_position_embeddings": 16, "rotary_pct": 0.5},
         ("forward",),
-        ("old-buffers", "stale-head", "v4-config", "partial-rotary"),
+        ("old-buffers", "v4-config", "partial-rotary"),
         v4_spelling=True,
         extra_tensors=old_buffers,
     ),

@@ -64,6 +64,13 @@ def parser(prog: str) -> common.Parser:
     sampling.add_argument(
         "--top-p", type=float, metavar="P", help="only among the likeliest that sum to probability P"
     )
+    sampling.add_argument(
+        "--repetition-penalty",
+        type=float,
+        metavar="R",
+        help="above 1: what was said already gets less likely",
+    )
+    sampling.add_argument("--repeat-penalty", dest="repetition_penalty", type=float, help=argparse.SUPPRESS)
     sampling.add_argument("-s", "--seed", type=int, help="repeat a text: the seed that was printed with it")
     made.add_argument(
         "--allow-longer", action="store_true", help="go on past the context the model was made for"
@@ -152,7 +159,7 @@ def _settings(args: argparse.Namespace, name: str, config: PreTrainedConfig) -> 
         settings = GenerationConfig.from_model_config(config)
     else:
         settings = GenerationConfig.from_pretrained(name, **hub)
-    names = ("temperature", "top_k", "top_p", "max_new_tokens")
+    names = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
     given: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if given.keys() & {"temperature", "top_k", "top_p"}:
         given["do_sample"] = args.temperature != 0
@@ -301,7 +308,9 @@ def _as_json(
     prompt: str, prompt_ids: list[int], made: _Continuation, seed: int, used: dict[str, Any], result: _Result
 ) -> dict[str, Any]:
     settings = asdict(result.settings)
-    shown = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "eos_token_id")
+    shown = (
+        "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "eos_token_id",
+    )  # fmt: skip
     return {
         "prompt": prompt,
         "text": made.text,

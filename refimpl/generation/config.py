@@ -20,11 +20,18 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 DEFAULT_NEW_TOKENS = 20
 
 #: What holds where neither the call nor the model says anything.
-DEFAULTS = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "use_cache": True}
+DEFAULTS = {
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "use_cache": True,
+}
 
 #: Options of transformers that change the text and are not offered here, with the value that changes nothing.
 NOT_OFFERED = {
-    "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+    "num_beams": 1, "num_return_sequences": 1, "no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0, "length_penalty": 1.0, "early_stopping": False, "min_length": 0,
     "min_new_tokens": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
     "bad_words_ids": None, "suppress_tokens": None, "begin_suppress_tokens": None, "forced_bos_token_id": None,
@@ -50,6 +57,8 @@ class GenerationConfig:
     temperature: float | None = None
     top_k: int | None = None  # 0: all tokens
     top_p: float | None = None
+    #: Above 1: what stands in the text already gets less likely, also when `do_sample` is False.
+    repetition_penalty: float | None = None
     #: Generation of a row ends with one of these; [] means with none.
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -69,6 +78,9 @@ class GenerationConfig:
             )
         if self.top_p is not None and not (_is_real(self.top_p) and 0 < self.top_p <= 1):
             raise _error("top_p", self.top_p, "a number above 0 and at most 1")
+        penalty = self.repetition_penalty
+        if penalty is not None and not (_is_real(penalty) and 0 < penalty < 1e9):
+            raise _error("repetition_penalty", penalty, "a number above 0 (1: no change)")
         for name in ("do_sample", "use_cache"):
             if not isinstance(getattr(self, name), bool | None):
                 raise _error(name, getattr(self, name), "True or False")

@@ -1,7 +1,7 @@
 """From the logits of one position to the next token, on the host and in float64.
 
 The filters are pure functions [vocab] -> [vocab]; a token that is ruled out gets -inf.  They are
-applied in the order of transformers: temperature, top_k, top_p.
+applied in the order of transformers: repetition penalty, temperature, top_k, top_p.
 """
 
 from __future__ import annotations
@@ -11,6 +11,13 @@ import numpy as np
 from refimpl.errors import NumericalError
 from refimpl.generation.config import GenerationConfig
 from refimpl.generation.random import uniform
+
+
+def apply_repetition_penalty(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
+    """Make the tokens in `seen` less likely (arXiv:1909.05858): divide positive logits, multiply negative ones."""
+    changed = logits.copy()
+    changed[seen] = np.where(logits[seen] < 0, logits[seen] * penalty, logits[seen] / penalty)
+    return changed
 
 
 def apply_temperature(logits: np.ndarray, temperature: float) -> np.ndarray:
@@ -69,8 +76,10 @@ def draw(logits: np.ndarray, number: float) -> int:
     return int(ranked[min(np.searchsorted(cumulated, number * cumulated[-1], side="right"), logits.size - 1)])
 
 
-def choose(logits: np.ndarray, config: GenerationConfig, seed: int, row: int, position: int) -> int:
-    """The next token of one row.  [vocab] -> id
+def choose(
+    logits: np.ndarray, config: GenerationConfig, seed: int, row: int, position: int, seen: np.ndarray
+) -> int:
+    """The next token of one row, whose tokens so far are `seen`.  [vocab] -> id
 
     Raises: NumericalError when the logits hold NaN, or rule out every token.
     """
@@ -82,6 +91,8 @@ def choose(logits: np.ndarray, config: GenerationConfig, seed: int, row: int, po
             row=row,
             position=position,
         )
+    if config.repetition_penalty not in (None, 1.0):
+        logits = apply_repetition_penalty(logits, seen, config.repetition_penalty)
     if config.is_greedy:
         return int(np.argmax(logits))  # the lowest id among equals
     return draw(filtered(logits, config), uniform(seed, row, position))

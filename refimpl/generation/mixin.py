@@ -63,7 +63,8 @@ class GenerationMixin:
         input_ids: prompts of equal length; shorter ones padded on the left, with 0 in `attention_mask`.
             None: start from `bos_token_id`.
         generation_config: settings; what they leave open, `self.generation_config` says. `overrides`
-            (max_new_tokens=..., do_sample=..., temperature=..., top_k=..., top_p=..., eos_token_id=..., ...)
+            (max_new_tokens=..., do_sample=..., temperature=..., top_k=..., top_p=..., repetition_penalty=...,
+            eos_token_id=..., ...)
             win over both.
         streamer: an object with `put(ids)`, called with the prompt and then with each token, and `end()`.
         logits_processor: functions that change the logits before a token is chosen.
@@ -115,13 +116,10 @@ class GenerationMixin:
             logits = self._next_logits(ids, mask, cache)
             for processor in processors:
                 logits = processor(ids, logits)
-            lengths = mask.sum(axis=1)  # of the real text: padding on the left changes no draw
-            next_ids = np.array(
-                [
-                    pad_id if finished[row] else choose(logits[row], config, seed, row, int(lengths[row]))
-                    for row in range(len(ids))
-                ]
-            )
+            next_ids = np.array([pad_id] * len(ids))
+            for row in np.flatnonzero(~finished).tolist():
+                seen = ids[row][mask[row] == 1]  # the real text: padding on the left changes nothing
+                next_ids[row] = choose(logits[row], config, seed, row, len(seen), seen)
             ids = np.concatenate([ids, next_ids[:, None]], axis=1)
             mask = np.concatenate([mask, np.ones((len(ids), 1), mask.dtype)], axis=1)
             finished |= np.isin(next_ids, config.eos_token_ids)

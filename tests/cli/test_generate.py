@@ -74,6 +74,7 @@ def test_json_says_the_same(refimpl, model):
         "temperature": 2.0,
         "top_k": 50,
         "top_p": 1.0,
+        "repetition_penalty": 1.0,
         "eos_token_id": LINES.index("<|endoftext|>"),
     }
 

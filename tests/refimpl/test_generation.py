@@ -10,11 +10,20 @@ import pytest
 
 from refimpl import GenerationConfig, GPTNeoXJapaneseForCausalLM
 from refimpl.errors import ConfigError, InputError, NumericalError
-from refimpl.generation.logits import apply_temperature, apply_top_k, apply_top_p, choose, draw, probabilities
+from refimpl.generation.logits import (
+    apply_repetition_penalty,
+    apply_temperature,
+    apply_top_k,
+    apply_top_p,
+    choose,
+    draw,
+    probabilities,
+)
 from refimpl.generation.random import fresh_seed, uniform
 from tests.tiny import save_tiny, tiny_ids, tiny_model
 
 #: Probabilities 0.5, 0.25, 0.125, 0.125.
+NOTHING = np.array([], int)
 LOGITS = np.log(np.array([0.25, 0.5, 0.125, 0.125]))
 
 
@@ -29,6 +38,16 @@ def test_temperature():
     assert probabilities(apply_temperature(LOGITS, 0.5)).tolist() == pytest.approx(
         [2 / 11, 8 / 11, 0.5 / 11, 0.5 / 11]
     )
+
+
+def test_repetition_penalty():
+    logits = np.array([3.0, -1.0, 2.0, 0.0])
+    changed = apply_repetition_penalty(logits, np.array([0, 1, 1, 3]), 2.0)
+    assert changed.tolist() == [1.5, -2.0, 2.0, 0.0]
+    assert logits[0] == 3.0
+    config = GenerationConfig(repetition_penalty=2.0)
+    assert choose(logits, config, 0, 0, 0, np.array([0])) == 2
+    assert choose(logits, config, 0, 0, 0, NOTHING) == 0
 
 
 @pytest.mark.parametrize(("k", "expected"), [(1, [1]), (2, [0, 1]), (3, [0, 1, 2, 3]), (9, [0, 1, 2, 3])])
@@ -59,15 +78,18 @@ def test_draws_follow_the_distribution():
 
 
 def test_greedy_takes_the_lowest_id_of_equals():
-    assert choose(np.array([0.0, 2.0, 2.0]), GenerationConfig(), 0, 0, 0) == 1
-    assert choose(np.array([0.0, 2.0, 1.0]), GenerationConfig(do_sample=True, temperature=0.0), 0, 0, 0) == 1
-    assert choose(np.array([0.0, 2.0, 1.0]), GenerationConfig(do_sample=True, top_k=1), 0, 0, 0) == 1
+    assert choose(np.array([0.0, 2.0, 2.0]), GenerationConfig(), 0, 0, 0, NOTHING) == 1
+    assert (
+        choose(np.array([0.0, 2.0, 1.0]), GenerationConfig(do_sample=True, temperature=0.0), 0, 0, 0, NOTHING)
+        == 1
+    )
+    assert choose(np.array([0.0, 2.0, 1.0]), GenerationConfig(do_sample=True, top_k=1), 0, 0, 0, NOTHING) == 1
 
 
 @pytest.mark.parametrize("logits", [[0.0, math.nan], [-math.inf, -math.inf], [math.inf, 0.0]])
 def test_nothing_is_chosen_from_broken_logits(logits):
     with pytest.raises(NumericalError):
-        choose(np.array(logits), GenerationConfig(), 0, 0, 0)
+        choose(np.array(logits), GenerationConfig(), 0, 0, 0, NOTHING)
 
 
 def test_random_numbers_known_answers():
@@ -293,11 +315,11 @@ def test_generation_config_of_the_folder(tmp_path, backend):
 def test_options_of_the_file_that_are_not_offered_are_announced(tmp_path, backend):
     save_tiny(tmp_path)
     (tmp_path / "generation_config.json").write_text(
-        '{"num_beams": 4, "repetition_penalty": 1.0, "top_k": null}'
+        '{"num_beams": 4, "no_repeat_ngram_size": 0, "top_k": null}'
     )
     with pytest.warns(UserWarning, match="num_beams=4") as caught:
         GPTNeoXJapaneseForCausalLM.from_pretrained(tmp_path, backend=backend)
-    assert "repetition_penalty" not in str(caught[0].message)
+    assert "no_repeat_ngram_size" not in str(caught[0].message)
 
 
 def test_a_damaged_generation_config_is_named(tmp_path, backend):
@@ -322,6 +344,7 @@ def test_a_damaged_generation_config_is_named(tmp_path, backend):
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"top_k": -1}, "top_k"),
         ({"top_k": 2.5}, "top_k"),
         ({"max_new_tokens": -1}, "max_new_tokens"),

@@ -33,17 +33,15 @@ both_precisions = pytest.mark.parametrize("dtype", DTYPES)
 
 
 @cache
-def load_model(folder: str, backend: str, dtype: str, has_stale_head: bool) -> Any:
+def load_model(folder: str, backend: str, dtype: str) -> Any:
     path = model_folder({"model": folder})
     for name in ("config.json", "model.safetensors"):
         read_bytes(f"{folder}/{name}")  # checks the hash
-    stale = pytest.warns(UserWarning, match=r"embed_out\.weight that differs")
-    with stale if has_stale_head else contextlib.nullcontext():
-        return refimpl.AutoModelForCausalLM.from_pretrained(path, backend=backend, dtype=dtype)
+    return refimpl.AutoModelForCausalLM.from_pretrained(path, backend=backend, dtype=dtype)
 
 
 def model_of(case: dict, backend: str, dtype: str) -> Any:
-    return load_model(case["model"], backend, dtype, "stale-head" in case["features"])
+    return load_model(case["model"], backend, dtype)
 
 
 def expected_warnings(case: dict) -> Any:
@@ -246,7 +244,7 @@ def test_a_wrong_call_is_refused(case: dict, backend: str) -> None:
 @golden("load", errors=True)
 def test_a_broken_folder_is_refused(case: dict, backend: str) -> None:
     with pytest.raises(ERRORS[case["expect"]["error"]]):
-        load_model(case["model"], backend, "float32", False)
+        load_model(case["model"], backend, "float32")
 
 
 def test_every_case_has_a_test_here() -> None:

@@ -1,8 +1,9 @@
 # Everything here works on a fresh machine with Python 3.11 or later and make; each target makes the
-# virtual environment that it needs.  Another interpreter: make demo PYTHON=python3.12
+# virtual environment that it needs.  For example: make demo PYTHON=python3.12 PROMPT="昔々、" SEED=7
 
 PYTHON ?= python3
 PROMPT ?= 吾輩は猫である。
+SEED ?= 1
 PIP = -m pip install --quiet --disable-pip-version-check
 
 # Where the large test data lies, if it does; without it those tests are skipped and counted.
@@ -23,7 +24,7 @@ help:
 	@echo "make clean        remove what these targets made"
 
 demo: .venv-demo/ready
-	.venv-demo/bin/refimpl generate "$(PROMPT)"
+	.venv-demo/bin/refimpl generate "$(PROMPT)" --seed $(SEED)
 
 test: .venv-test/ready
 	.venv-test/bin/python -m pytest -n auto tests --ignore=tests/conformance

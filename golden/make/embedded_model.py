@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GPTNeoXJapaneseConfig, GPTNeoXJapaneseForCausalLM, GPTNeoXJapaneseTokenizer
 
-WORK = Path(__file__).parent / "work"
+WORK = Path(__file__).parent / "scratch"
 CHECKPOINT = WORK / "checkpoint.pt"
 LOG = WORK / "log.jsonl"
 CONTEXT = 512  # positions the model promises

@@ -40,5 +40,5 @@ def test_files_that_are_named_exist(page):
     for target in re.findall(
         r"`((?:refimpl|backends|tokenizer|tests|golden|docs)/[\w./-]+\.(?:py|json|md|txt))`", text
     ):
-        if "work/" not in target:
+        if "scratch/" not in target:
             assert (REPOSITORY / target).exists(), target

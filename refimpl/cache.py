@@ -163,15 +163,17 @@ def open_cache(
 
 
 @contextmanager
-def undone_on_failure(cache: DynamicCache | None) -> Iterator[None]:
-    """Whatever fails inside, Ctrl-C too: the cache is then as it was before, and can be used again."""
-    past = 0 if cache is None else cache.get_seq_length()
+def undone_on_failure(cache: Any) -> Iterator[None]:
+    """Whatever fails inside, Ctrl-C too: a cache is then as it was before, and can be used again."""
+    if not isinstance(cache, DynamicCache):
+        yield
+        return
+    past = cache.get_seq_length()
     try:
         yield
     except BaseException:
-        if cache is not None:
-            if past:
-                cache.crop(past)
-            else:
-                cache.reset()
+        if past:
+            cache.crop(past)
+        else:
+            cache.reset()
         raise

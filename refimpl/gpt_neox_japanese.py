@@ -170,7 +170,7 @@ class GPTNeoXJapaneseModel(PreTrainedModel):
                     hidden_states, cos, sin, mask, cache, layer_head_mask, output_attentions
                 )
                 all_attentions.append(weights)
-        hidden_states = self.final_layer_norm(hidden_states)
+            hidden_states = self.final_layer_norm(hidden_states)
 
         output = BaseModelOutputWithPast(
             last_hidden_state=hidden_states,
@@ -227,22 +227,24 @@ class GPTNeoXJapaneseForCausalLM(GenerationMixin, PreTrainedModel):
         Raises: InputError, as the model without a head.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
-        outputs = self.gpt_neox_japanese(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.embed_out(keep_positions(outputs.last_hidden_state, logits_to_keep))
+        with undone_on_failure(past_key_values):
+            outputs = self.gpt_neox_japanese(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                head_mask=head_mask,
+                inputs_embeds=inputs_embeds,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+                return_dict=True,
+            )
+            logits = self.embed_out(keep_positions(outputs.last_hidden_state, logits_to_keep))
+            loss = None if labels is None else causal_lm_loss(self.backend, logits, labels)
         output = CausalLMOutputWithPast(
-            loss=None if labels is None else causal_lm_loss(self.backend, logits, labels),
+            loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,

@@ -3,7 +3,7 @@
     python golden/make/train_embedded.py                  # vocabulary, token ids, training
     python golden/make/train_embedded.py --export FOLDER  # from the last checkpoint
 
-Everything in between lies in `golden/make/scratch/`.  A run that was stopped goes on from its last checkpoint (it writes
+Everything in between lies in `golden/make/scratch/`.  A stopped run goes on from its last checkpoint (it writes
 one every few minutes, and when it is told to end by SIGTERM), so that the learning rate can be made to fall earlier or
 later than first planned: stop it, and start it with other `--steps`.
 

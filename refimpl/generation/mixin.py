@@ -64,8 +64,7 @@ class GenerationMixin:
             None: start from `bos_token_id`.
         generation_config: settings; what they leave open, `self.generation_config` says. `overrides`
             (max_new_tokens=..., do_sample=..., temperature=..., top_k=..., top_p=..., repetition_penalty=...,
-            eos_token_id=..., ...)
-            win over both.
+            eos_token_id=..., ...) win over both.
         streamer: an object with `put(ids)`, called with the prompt and then with each token, and `end()`.
         logits_processor: functions that change the logits before a token is chosen.
         stopping_criteria: functions of the ids and logits; a row ends where one says true.

@@ -161,3 +161,12 @@ def test_storage_is_not_much_larger_than_what_it_holds(backend):
     model(tiny_ids(1, 1), past_key_values=cache)
     needed = 1101 * 2 * 3 * 24 * 4
     assert needed <= cache.nbytes <= 1.3 * needed
+
+
+@pytest.mark.parametrize("wrong", [{"labels": [[1]]}, {"logits_to_keep": -1}, {"position_ids": [[0]]}])
+def test_a_refused_call_leaves_the_cache_as_it_was(backend, wrong):
+    model, ids = tiny_model(backend), tiny_ids()
+    cache = model(ids[:, :4]).past_key_values
+    with pytest.raises(InputError):
+        model(ids[:, 4:], past_key_values=cache, **wrong)
+    assert cache.get_seq_length() == 4

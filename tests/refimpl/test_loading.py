@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -307,3 +309,20 @@ def test_a_config_is_a_config(folder, config):
 def test_a_misspelt_argument(folder):
     with pytest.raises(ConfigError, match="weigth_dtype"):
         load(folder, weigth_dtype="float16")
+
+
+def test_a_bar_shows_when_there_is_much_to_load(folder, monkeypatch):
+    import refimpl.model
+
+    shown = []
+
+    def bar(parameters, **options):
+        shown.append(options["desc"])
+        return parameters
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", SimpleNamespace(tqdm=bar))
+    load(folder)
+    assert shown == []
+    monkeypatch.setattr(refimpl.model, "_PROGRESS_BYTES", 1)
+    assert (load(folder)(tiny_ids()).logits == tiny_model()(tiny_ids()).logits).all()
+    assert shown == ["Loading weights"]

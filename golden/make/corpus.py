@@ -1,40 +1,36 @@
 """The text that the embedded model is trained on: public-domain works of Aozora Bunko.
 
-Where the works come from, in this order:
+`works.tsv` lists them: a name, and the path in the public repository below.  Where their texts come from:
 
-1. `$REFIMPL_DATA/aozora/`: `index.tsv` (columns file, author, died, title, subtitle, orthography_guess, chars, bytes,
-   source_path) and one UTF-8 text file per work, already stripped of Aozora's annotations.
-2. A clone of the public repository below, named by `$AOZORA_CLONE`, together with the same `index.tsv` (column
-   source_path names the file there).  Those files are cp932 with ruby and annotations, which `strip_annotations`
-   removes.
+1. `$REFIMPL_DATA/aozora/`, one UTF-8 file per work under its name, already stripped of Aozora's annotations.
+2. Otherwise the repository itself, at the pinned commit: the clone that `$AOZORA_CLONE` names, or one that is
+   fetched into `scratch/`.  Those files are cp932 with ruby and annotations, which `strip_annotations` removes.
 
-The works that are held back from training are the 60 with the smallest sha256 of their file name; their names
-are in `held_back.txt`.
+The works that are held back from training are the 60 with the smallest sha256 of their name; they are listed in
+`held_back.txt`.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = "https://github.com/aozorahack/aozorabunko_text"
 COMMIT = "0984f7dc18a2270bdfd2ff99bf14fd1b3ebb4f65"
 HELD_BACK_WORKS = 60
-HELD_BACK_LIST = Path(__file__).parent / "held_back.txt"
+HERE = Path(__file__).parent
+WORKS, HELD_BACK_LIST = HERE / "works.tsv", HERE / "held_back.txt"
 
 
 @dataclass(frozen=True)
 class Work:
-    """One work: where its text lies, and what the index says of it."""
+    """One work: its name, where its text lies, and whether that is Aozora's own annotated file."""
 
     file: str
-    author: str
-    title: str
-    orthography: str
     path: Path
     annotated: bool
 
@@ -45,44 +41,44 @@ class Work:
         return strip_annotations(self.path.read_text(encoding="cp932", errors="replace")).strip("\n")
 
 
-def find_works(orthography: str = "new_kanji/new_kana") -> list[Work]:
-    """All works in this orthography, in order of file name; exits with what to do when there are none."""
+def find_works() -> list[Work]:
+    """All works, in order of their names; exits with what to do when some are missing."""
+    listed = [line.split("\t") for line in WORKS.read_text(encoding="utf-8").splitlines()]
     data = os.environ.get("REFIMPL_DATA")
-    if not data or not (Path(data) / "aozora" / "index.tsv").is_file():
-        raise SystemExit(_HOW_TO)
-    folder = Path(data) / "aozora"
-    clone = os.environ.get("AOZORA_CLONE")
-    works = []
-    with open(folder / "index.tsv", encoding="utf-8", newline="") as index:
-        for row in csv.DictReader(index, delimiter="\t", quoting=csv.QUOTE_NONE):
-            path = Path(clone) / row["source_path"] if clone else folder / row["file"]
-            if row["orthography_guess"] == orthography:
-                works.append(Work(row["file"], row["author"], row["title"], orthography, path, bool(clone)))
+    if data and (Path(data) / "aozora").is_dir():
+        folder = Path(data) / "aozora"
+        works = [Work(name, folder / name, False) for name, _ in listed]
+    else:
+        folder = Path(os.environ.get("AOZORA_CLONE") or fetch())
+        works = [Work(name, folder / path, True) for name, path in listed]
     missing = [work.file for work in works if not work.path.is_file()]
     if missing:
-        raise SystemExit(f"{len(missing)} of {len(works)} works are missing, first {missing[0]}.\n{_HOW_TO}")
-    return sorted(works, key=lambda work: work.file)
+        raise SystemExit(
+            f"{len(missing)} of {len(works)} works are not in {folder}, the first is {missing[0]}. Set REFIMPL_DATA to "
+            f"a folder with aozora/, or AOZORA_CLONE to a clone of {REPOSITORY} at {COMMIT}."
+        )
+    return works
 
 
-_HOW_TO = f"""The training corpus is not here. Set REFIMPL_DATA to a folder with aozora/index.tsv and the texts; or
-  git clone {REPOSITORY} && git -C aozorabunko_text checkout {COMMIT}
-then set AOZORA_CLONE to that folder, and REFIMPL_DATA to one with aozora/index.tsv (columns file, author, title,
-orthography_guess and source_path, a path inside the clone, for every work to train on)."""
+def fetch() -> Path:
+    """The repository at its pinned commit, without its history; fetched once."""
+    folder = HERE / "scratch" / "aozorabunko_text"
+    if not (folder / ".git" / "FETCH_HEAD").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"fetching {REPOSITORY} at {COMMIT}", flush=True)
+        for command in (["init", "-q"], ["fetch", "-q", "--depth", "1", REPOSITORY, COMMIT]):
+            subprocess.run(["git", "-C", str(folder), *command], check=True)
+    subprocess.run(["git", "-C", str(folder), "checkout", "-q", COMMIT], check=True)
+    return folder
 
 
 def split(works: list[Work]) -> tuple[list[Work], list[Work]]:
     """(training works, held-back works); refuses to go on when the list in `held_back.txt` says otherwise."""
     ranked = sorted(works, key=lambda work: hashlib.sha256(work.file.encode()).hexdigest())
     held_back = sorted(ranked[:HELD_BACK_WORKS], key=lambda work: work.file)
-    if HELD_BACK_LIST.is_file():
-        listed = [line.split("\t")[0] for line in HELD_BACK_LIST.read_text(encoding="utf-8").splitlines()]
-        if [work.file for work in held_back] != listed:
-            raise SystemExit(
-                f"the works held back here are not those listed in {HELD_BACK_LIST.name}: other corpus?"
-            )
-    else:
-        lines = "".join(f"{work.file}\t{work.author}\t{work.title}\n" for work in held_back)
-        HELD_BACK_LIST.write_text(lines, encoding="utf-8")
+    listed = [line.split("\t")[0] for line in HELD_BACK_LIST.read_text(encoding="utf-8").splitlines()]
+    if [work.file for work in held_back] != listed:
+        raise SystemExit(f"the works held back here are not those of {HELD_BACK_LIST.name}: another corpus?")
     names = {work.file for work in held_back}
     return [work for work in works if work.file not in names], held_back
 

@@ -20,6 +20,7 @@ EMBEDDED = REPOSITORY / "refimpl" / "embedded_model"
 
 #: The logits of one position take 100 kB; the rest of the texts is continued only.
 TEXTS_WITH_LOGITS = 3
+SHORT_TEXT = "その夜、雨が降った。"
 TEXTS = (
     "吾輩は猫である。名前はまだ無い。",
     "むかしむかし、あるところに",
@@ -34,6 +35,12 @@ def make_embedded(golden: Path, folder: Path) -> None:
     tokenizer = GPTNeoXJapaneseTokenizer(str(folder / "vocab.txt"), str(folder / "emoji.json"))
     shutil.rmtree(golden / "vectors" / FAMILY / "embedded", ignore_errors=True)
     make = Maker("embedded", load(folder), "../refimpl/embedded_model", golden, ("trained",))
+    ids = np.array([tokenizer(SHORT_TEXT)["input_ids"]], dtype=np.int64)
+    inputs = {"input_ids": ids, "labels": ids}
+    title = f"All hidden states, all attentions and the loss of {SHORT_TEXT}"
+    wanted = ("hidden_states.", "attentions.", "loss")
+    features = ("hidden-states", "attentions", "loss")
+    make.write("outputs", title, inputs, make.both(inputs), wanted, features=features, text=SHORT_TEXT)
     for number, text in enumerate(TEXTS, start=1):
         inputs = {"input_ids": np.array([tokenizer(text)["input_ids"]], dtype=np.int64)}
         greedy_text(make, f"greedy-{number}", f"Greedy continuation of {text}", inputs["input_ids"], text)

@@ -23,7 +23,7 @@ from refimpl.json_reader import read_json_object
 CONFIG_NAME = "config.json"
 
 # Inclusive limits: beyond them a file is wrong, or made to exhaust memory.
-_RANGES = {
+_WHOLE_RANGES = {
     "vocab_size": (1, 1 << 22),
     "hidden_size": (1, 1 << 16),
     "num_hidden_layers": (1, 1 << 10),
@@ -31,7 +31,7 @@ _RANGES = {
     "max_position_embeddings": (1, 1 << 20),
 }
 
-_POSITIVE = {
+_FLOAT_RANGES = {
     "rotary_pct": (1e-6, 1.0),
     "rotary_emb_base": (1e-6, 1e18),
     "layer_norm_eps": (1e-30, 1e6),
@@ -113,7 +113,7 @@ class PreTrainedConfig:
 
     def validate(self) -> None:
         """Raise ConfigError unless a model can be built from these settings."""
-        for name, (low, high) in _RANGES.items():
+        for name, (low, high) in _WHOLE_RANGES.items():
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
                 raise self._error("not a possible value", name, f"a whole number from {low} to {high}")
@@ -301,7 +301,7 @@ class GPTNeoXJapaneseConfig(PreTrainedConfig):
                 ", ".join(sorted(ACTIVATIONS)),
                 f"Did you mean {near[0]}?" if near else None,
             )
-        for name, (low, high) in _POSITIVE.items():
+        for name, (low, high) in _FLOAT_RANGES.items():
             value = getattr(self, name)
             if type(value) not in (int, float) or not low <= value <= high:
                 raise self._error("not a possible value", name, f"a number from {low:g} to {high:g}")

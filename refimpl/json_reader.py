@@ -1,62 +1,93 @@
-"""Reading the JSON files of a model: config.json, generation_config.json, tokenizer files.
+"""Reading the small text and JSON files of a model and its tokenizer, none of which is trusted.
 
-Stricter than the json module: a size limit before anything is read, UTF-8 only, no duplicate keys,
-no NaN or Infinity, and one error class for everything that can be wrong.
+Stricter than the json module: a regular file, a size limit before anything is read, UTF-8 only, no
+duplicate keys, no lone surrogates, no NaN or Infinity, and one error class for everything that can be wrong.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import stat
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from refimpl.errors import MissingFileError, RefimplError, ResourceLimitError, quote
 
 MIB = 1 << 20
 
-
-class _Refused(Exception):
-    pass
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def read_json_object(path: Path, error_class: type[RefimplError], limit: int = MIB) -> dict[str, Any]:
+def read_text(path: str | os.PathLike[str], error_class: type[RefimplError], limit: int) -> str:
+    """The text of a UTF-8 file of at most `limit` bytes, with its line ends as they are.
+
+    Raises: MissingFileError; ResourceLimitError when it is too large; `error_class` when it is not a
+        regular file, cannot be read or is not UTF-8 (attribute `offset`).
+    """
+    path = Path(path)
+    try:
+        # A named pipe would block for ever in a plain open().
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(handle, "rb") as file:
+            data = _read_regular(file, path, error_class, limit)
+    except RefimplError:
+        raise
+    except FileNotFoundError as error:
+        raise MissingFileError("there is no such file", where=path) from error
+    except (OSError, ValueError) as error:
+        raise error_class(f"the file cannot be read ({error})", where=quote(str(path))) from error
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise error_class(
+            f"the file is not UTF-8: byte {error.start} cannot be decoded",
+            where=path,
+            found=f"0x{data[error.start]:02x}",
+            offset=error.start,
+        ) from error
+
+
+def _read_regular(file: IO[bytes], path: Path, error_class: type[RefimplError], limit: int) -> bytes:
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise error_class("this is not a regular file", where=path)
+    if status.st_size > limit:
+        raise ResourceLimitError(
+            "the file is too large", where=path, found=f"{status.st_size} bytes", allowed=f"{limit} bytes"
+        )
+    return file.read(limit)
+
+
+def read_json_object(
+    path: str | os.PathLike[str], error_class: type[RefimplError], limit: int = MIB
+) -> dict[str, Any]:
     """The JSON object in a file of at most `limit` bytes.
 
-    Raises: `error_class` when the file is not what it should be, ResourceLimitError when it is too
-        large, MissingFileError when it is not there.
+    Raises: as `read_text`, and `error_class` when the JSON is malformed or is no object.
     """
+    text = read_text(path, error_class, limit)
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise ResourceLimitError(
-                "the file is larger than such a file can be",
-                where=path,
-                found=f"{size} bytes",
-                allowed=f"{limit} bytes",
-            )
-        text = path.read_bytes().decode("utf-8")
         value = json.loads(
-            text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant, parse_float=_finite
+            text, object_pairs_hook=_checked, parse_constant=_refuse_constant, parse_float=_finite
         )
-    except FileNotFoundError as error:
-        raise MissingFileError("no such file", where=path) from error
-    except OSError as error:
-        raise error_class(f"the file cannot be read: {error.strerror}", where=path) from error
-    except UnicodeDecodeError as error:
-        raise error_class(f"not UTF-8 at byte {error.start}", where=path) from error
-    except (_Refused, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise error_class(f"not valid JSON: {error}", where=path) from error
     if not isinstance(value, dict):
         raise error_class("the file must hold one JSON object", where=path, found=quote(value))
     return value
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in pairs:
         if name in result:
-            raise _Refused(f"the key {quote(name)} stands there twice")
+            raise ValueError(f"the key {quote(name)} stands there twice")
+        for text in (name, value):
+            if isinstance(text, str) and _SURROGATE.search(text):
+                raise ValueError(f"a lone surrogate in {quote(text)}")
         result[name] = value
     return result
 
@@ -64,9 +95,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(text: str) -> float:
     number = float(text)
     if math.isinf(number):
-        raise _Refused(f"{quote(text)} is larger than any number that a computer holds")
+        raise ValueError(f"{quote(text)} is larger than any number that a computer holds")
     return number
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _Refused(f"{name} is not a JSON value")
+    raise ValueError(f"{name} is not a JSON value")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import TokenizerFileError, quote
-from refimpl.tokenizer.text_files import MAX_VOCAB_BYTES, read_json_object, read_text
+from refimpl.json_reader import read_json_object, read_text
+from refimpl.tokenizer.text_files import MAX_JSON_BYTES, MAX_VOCAB_BYTES
 
 MAX_LINES = 1_000_000
 MAX_WORD_LENGTH = 256
@@ -69,7 +70,7 @@ def read_vocabulary(path: str | os.PathLike[str], keep_comma: bool, needed: tupl
     Raises: TokenizerFileError (attribute `line`, counted from 1), MissingFileError, ResourceLimitError.
     """
     path = Path(path)
-    text = read_text(path, MAX_VOCAB_BYTES).replace("\r\n", "\n").replace("\r", "\n")
+    text = read_text(path, TokenizerFileError, MAX_VOCAB_BYTES).replace("\r\n", "\n").replace("\r", "\n")
     raw = text.split("\n")
     ended = raw[-1] == ""
     if ended:
@@ -122,7 +123,7 @@ def read_emoji_table(path: str | os.PathLike[str], vocabulary: Vocabulary) -> Em
     Raises: TokenizerFileError, MissingFileError, ResourceLimitError.
     """
     path = Path(path)
-    content = read_json_object(path)
+    content = read_json_object(path, TokenizerFileError, MAX_JSON_BYTES)
     tags, emoji = (_text_table(content, name, path) for name in ("emoji", "emoji_inv"))
     distinct = set(tags.values())
     for tag in [*distinct, *emoji]:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from refimpl.errors import InputError, SaveError, TokenizerFileError, quote
-from refimpl.files import write_atomically
+from refimpl.errors import InputError, TokenizerFileError, quote
+from refimpl.files import make_folder, write_atomically
+from refimpl.json_reader import read_json_object
 from refimpl.tokenizer.added_tokens import MAX_ADDED_TOKENS, AddedToken
 from refimpl.tokenizer.batch import as_integer
 from refimpl.tokenizer.special_tokens import SPECIAL_TOKEN_NAMES
-from refimpl.tokenizer.text_files import read_json_object
+from refimpl.tokenizer.text_files import MAX_JSON_BYTES
 
 if TYPE_CHECKING:
     from refimpl.tokenizer.base import PreTrainedTokenizer
@@ -80,14 +81,16 @@ def load(
         settings = _read_settings(config, [*_NOT_SETTINGS, *files])
     if "added_tokens_decoder" not in settings:
         if special := find(SPECIAL_TOKENS_FILE):
-            settings |= _read_special_tokens(read_json_object(special), special)
+            settings |= _read_special_tokens(
+                read_json_object(special, TokenizerFileError, MAX_JSON_BYTES), special
+            )
         if added := find(ADDED_TOKENS_FILE):
             settings["added_tokens_decoder"] = _read_added_tokens(added, settings)
     return cls(**{"name_or_path": os.fspath(source), **settings, **options, **files})
 
 
 def _read_settings(path: Path, left_out: list[str]) -> dict[str, Any]:
-    config = read_json_object(path)
+    config = read_json_object(path, TokenizerFileError, MAX_JSON_BYTES)
     settings = {key: value for key, value in config.items() if key not in left_out}
     settings |= _read_special_tokens(config, path)
     for key, (allows, allowed) in _CHECKS.items():
@@ -157,7 +160,7 @@ def _read_id(index: Any, path: Path) -> int:
 
 def _read_added_tokens(path: Path, settings: Mapping[str, Any]) -> dict[int, AddedToken]:
     """The older table token -> id; the tokens that the settings call special are special."""
-    table = read_json_object(path)
+    table = read_json_object(path, TokenizerFileError, MAX_JSON_BYTES)
     if len(table) > MAX_ADDED_TOKENS:
         raise TokenizerFileError(
             "too many added tokens", where=path, found=len(table), allowed=MAX_ADDED_TOKENS
@@ -192,10 +195,7 @@ def save(
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise InputError(f"a setting of the tokenizer cannot be saved as JSON ({error})") from error
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise SaveError(f"the folder cannot be made ({error})", where=quote(str(folder))) from error
+    make_folder(folder)
     written = list(tokenizer.save_vocabulary(folder, filename_prefix))
     beyond = {token: i for token, i in tokenizer.get_added_vocab().items() if i >= tokenizer.vocab_size}
     if beyond:

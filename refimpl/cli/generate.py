@@ -151,14 +151,10 @@ def _seed(given: int | None) -> int:
 
 def _settings(args: argparse.Namespace, name: str, config: PreTrainedConfig) -> GenerationConfig:
     """The model's own settings, changed by the options. Whoever asks for a temperature asks for sampling."""
-    from refimpl.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
-    from refimpl.hub import resolve
+    from refimpl.generation.config import GenerationConfig, settings_of_model
 
-    hub = common.hub_options(args)
-    if resolve(name, GENERATION_CONFIG_NAME, required=False, **hub) is None:
-        settings = GenerationConfig.from_model_config(config)
-    else:
-        settings = GenerationConfig.from_pretrained(name, **hub)
+    of_files = settings_of_model(name, **common.hub_options(args))
+    settings = of_files or GenerationConfig.from_model_config(config)
     names = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
     given: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if given.keys() & {"temperature", "top_k", "top_p"}:

@@ -133,13 +133,12 @@ def _special_tokens(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _generation_settings(name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
-    from refimpl.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
-    from refimpl.hub import resolve
+    from refimpl.generation.config import settings_of_model
 
-    if resolve(name, GENERATION_CONFIG_NAME, required=False, **hub) is None:
+    settings = settings_of_model(name, **hub)
+    if settings is None:
         return None
-    settings = asdict(GenerationConfig.from_pretrained(name, **hub))
-    return {key: value for key, value in settings.items() if key != "unused_keys"}
+    return {key: value for key, value in asdict(settings).items() if key != "unused_keys"}
 
 
 def as_text(report: dict[str, Any]) -> str:

@@ -93,13 +93,10 @@ def _checked_folder(output: str, force: bool) -> Path:
 
 
 def _write(folder: Path, lines: list[str]) -> None:
-    from refimpl.files import write_atomically
+    from refimpl.files import make_folder, write_atomically
     from refimpl.tokenizer.emoji_table import emoji_table
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SaveError(f"the folder cannot be made ({error.strerror})", where=quote(str(folder))) from error
+    make_folder(folder)
     write_atomically(folder / VOCABULARY, "".join(f"{line}\n" for line in lines))
     write_atomically(folder / EMOJI, json.dumps(emoji_table()) + "\n")
 

@@ -180,6 +180,13 @@ class GenerationConfig:
             raise ConfigError(str(error), where=path) from error
 
 
+def settings_of_model(name_or_path: str | os.PathLike[str], **hub_options: Any) -> GenerationConfig | None:
+    """The settings that a model's files hold, or None where they hold none."""
+    if resolve(name_or_path, GENERATION_CONFIG_NAME, required=False, **hub_options) is None:
+        return None
+    return GenerationConfig.from_pretrained(name_or_path, **hub_options)
+
+
 def _is_real(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 

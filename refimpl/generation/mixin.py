@@ -12,10 +12,9 @@ from refimpl.backends.base import Backend
 from refimpl.cache import DynamicCache
 from refimpl.config import PreTrainedConfig
 from refimpl.errors import InputError
-from refimpl.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
+from refimpl.generation.config import GenerationConfig, settings_of_model
 from refimpl.generation.logits import choose
 from refimpl.generation.random import fresh_seed
-from refimpl.hub import resolve
 from refimpl.inputs import as_id_array, check_seed, host_array
 
 #: (ids so far [batch, seq], logits [batch, vocab]) -> logits [batch, vocab]
@@ -44,8 +43,7 @@ class GenerationMixin:
 
     def load_generation_config(self, name_or_path: str | os.PathLike[str], **hub_options: Any) -> None:
         """Take the settings from the model's files, where they have any."""
-        if resolve(name_or_path, GENERATION_CONFIG_NAME, required=False, **hub_options) is not None:
-            self._generation_config = GenerationConfig.from_pretrained(name_or_path, **hub_options)
+        self._generation_config = settings_of_model(name_or_path, **hub_options)
 
     def generate(
         self,

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from refimpl.errors import InputError, quote
+from refimpl.errors import InputError, TextInputError, quote
 from refimpl.tokenizer.added_tokens import (
     MAX_ADDED_TOKENS,
     AddedToken,
@@ -17,6 +17,7 @@ from refimpl.tokenizer.added_tokens import (
     apply_token_options,
 )
 from refimpl.tokenizer.batch import as_integer
+from refimpl.tokenizer.encoding import TextEncoding
 from refimpl.tokenizer.special_tokens import SPECIAL_TOKEN_NAMES, SpecialTokens, check_token
 from refimpl.tokenizer.text_files import check_unicode
 
@@ -142,6 +143,53 @@ class TokenCodec(SpecialTokens):
         for piece in apply_token_options(self._splitter.split(text), added):
             tokens += [piece] if piece in whole else self._tokenize(piece)
         return tokens
+
+    def encode_text(
+        self,
+        text: str,
+        *,
+        split_special_tokens: bool | None = None,
+        surrogates: str | None = None,
+        offsets: bool = False,
+    ) -> TextEncoding:
+        """The ids of a text; with `offsets`, also where each stands in it, and to which word it belongs.
+
+        Every way from a text to ids goes through here. `split_special_tokens` and `surrogates` are None
+        for the settings of the tokenizer.
+        Raises: InputError (not a str; no offsets here), TextInputError (not valid Unicode).
+        """
+        if offsets:
+            raise InputError(f"{type(self).__name__} does not know where its tokens stand in the text")
+        tokens = self.tokenize(text, split_special_tokens=split_special_tokens, surrogates=surrogates)
+        return TextEncoding(self.convert_tokens_to_ids(tokens))
+
+    def encode_texts(
+        self,
+        texts: list[str],
+        *,
+        split_special_tokens: bool | None = None,
+        surrogates: str | None = None,
+        offsets: bool = False,
+    ) -> list[TextEncoding]:
+        """`encode_text` of every text: a tokenizer that does many at once faster overrides this.
+
+        Raises: as `encode_text`; of a TextInputError, `where` says which text (`text 3`).
+        """
+        encodings = []
+        for index, text in enumerate(texts):
+            try:
+                encodings.append(
+                    self.encode_text(
+                        text,
+                        split_special_tokens=split_special_tokens,
+                        surrogates=surrogates,
+                        offsets=offsets,
+                    )
+                )
+            except TextInputError as error:
+                error.where = f"text {index}"
+                raise
+        return encodings
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
         """Token or tokens -> id or ids; a token that is not known has the id of `unk_token`."""

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from refimpl.backends.kernel_cache import cache_root, content_key, private_folder
+from refimpl.kernel_cache import cache_root, content_key, private_folder
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from refimpl.backends.kernel_cache import kernel_cache
+from refimpl.kernel_cache import kernel_cache
 package = Path(sys.argv[1])
 sys.path.insert(0, str(package))
 with kernel_cache(package) as folder:

@@ -1,0 +1,127 @@
+"""Texts -> ids with the kernels of `japanese.py`: making the tables, and the way in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+
+import numpy as np
+
+from refimpl.tokenizer.encoding import TextEncoding
+from refimpl.tokenizer.japanese_files import EmojiTable, Vocabulary
+from refimpl.tokenizer.japanese_text import KIGOU, REPLACEMENTS, U2000U2BFF, WINDOW
+from refimpl.tokenizer.kernels import hashing, japanese
+
+_CODE_POINTS = 0x110000
+
+
+class JapaneseEncoder:
+    """The compiled algorithm for one vocabulary; `byte_ids` are the 256 ids that spell bytes."""
+
+    def __init__(self, vocabulary: Vocabulary, emoji: EmojiTable, byte_ids: Sequence[int]):
+        self._tables = make_tables(vocabulary, emoji.tags, byte_ids)
+
+    def encode(self, texts: Sequence[str], *, offsets: bool = False) -> list[TextEncoding]:
+        """The encodings of texts (valid Unicode, without added tokens).
+
+        Raises: UnicodeEncodeError for a lone surrogate.
+        """
+        codes = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
+        text_ends = np.array(list(accumulate(map(len, texts))))
+        ids, ends, spans = japanese.encode(codes, text_ends, self._tables, offsets)
+        starts = [0, *ends[:-1].tolist()]
+        flat, rows = ids.tolist(), list(zip(starts, ends.tolist(), strict=True))
+        if not offsets:
+            return [TextEncoding(flat[start:end]) for start, end in rows]
+        return [
+            TextEncoding(flat[start:end], _pairs(spans[start:end]), _words(spans[start:end]))
+            for start, end in rows
+        ]
+
+
+def _pairs(spans: np.ndarray) -> list[tuple[int, int]]:
+    return list(zip(*spans.T.tolist(), strict=True))
+
+
+def _words(spans: np.ndarray) -> list[int]:
+    """Tokens that stand for one piece of the text (the bytes of a character) are one word."""
+    return (np.cumsum(np.diff(spans[:, 0], prepend=-1) != 0) - 1).tolist()
+
+
+def make_tables(
+    vocabulary: Vocabulary, emoji_tags: Mapping[str, str], byte_ids: Sequence[int]
+) -> japanese.JapaneseTables:
+    """The vocabulary and the emoji table as arrays."""
+    traits = np.zeros(_CODE_POINTS, np.uint8)
+    # "\r\n" is found by looking ahead; number 0 means that a character stays.
+    single_replacements = [(old, new) for old, new in REPLACEMENTS if len(old) == 1]
+    replacements, replacement_starts = _joined(["", *(new for _, new in single_replacements)])
+    for number, (old, _) in enumerate(single_replacements, 1):
+        traits[ord(old)] |= number
+    for first, last in KIGOU:
+        traits[first : last + 1] |= japanese.IS_KIGOU
+    traits[U2000U2BFF[0] : U2000U2BFF[1] + 1] |= japanese.IS_U2000
+    for key in emoji_tags:
+        traits[ord(key[0])] |= japanese.STARTS_EMOJI
+    emoji_trie, emoji_of_node = _trie(emoji_tags, range(len(emoji_tags)))
+    tags, tag_starts = _joined(emoji_tags.values())
+
+    words = {word: index for word, index in vocabulary.words.items() if 1 <= len(word) <= WINDOW}
+    single = np.full(_CODE_POINTS, -1, np.int32)
+    for word, index in words.items():
+        if len(word) == 1:
+            single[ord(word)] = index
+    longer = [word for word in words if len(word) > 1 and not (word[0] == "<" and len(word) > 2)]
+    padded = "".join(word.ljust(WINDOW, "\0") for word in longer).encode("utf-32-le")
+    codes = np.frombuffer(padded, np.uint32).reshape(-1, WINDOW).astype(np.uint64)
+    keys = codes[:, 0] | codes[:, 1] << np.uint64(21) | codes[:, 2] << np.uint64(42)
+    brackets = [word for word in vocabulary.words if word.startswith("<") and len(word) > 2]
+    bracket_trie, bracket_ids = _trie(brackets, [vocabulary.words[word] for word in brackets])
+    return japanese.JapaneseTables(
+        traits=traits,
+        replacements=replacements,
+        replacement_starts=replacement_starts,
+        emoji_trie=emoji_trie,
+        emoji_of_node=emoji_of_node,
+        emoji_lengths=np.fromiter(map(len, emoji_tags), np.int32, len(emoji_tags)),
+        tags=tags,
+        tag_starts=tag_starts,
+        single=single,
+        words=hashing.build(keys, [words[word] for word in longer]),
+        word_filter=_filter(keys),
+        bracket_trie=bracket_trie,
+        bracket_ids=bracket_ids,
+        byte_ids=np.array(byte_ids, np.int32),
+        symbol_ids=np.array([vocabulary.words["<KIGOU>"], vocabulary.words["<U2000U2BFF>"]], np.int32),
+    )
+
+
+def _joined(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Texts as code points one after the other, and where each begins (and the last one ends)."""
+    listed = list(texts)
+    starts = np.cumsum([0, *map(len, listed)], dtype=np.int64)
+    return np.frombuffer("".join(listed).encode("utf-32-le"), np.uint32), starts
+
+
+def _trie(words: Iterable[str], values: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The edges of the trie of `words` as a hash table, and the value of the word that ends at each node."""
+    edges: dict[int, int] = {}
+    value_of_node = [-1]
+    for word, value in zip(words, values, strict=True):
+        node = 0
+        for character in word:
+            node = edges.setdefault(node << 21 | ord(character), len(value_of_node))
+            if node == len(value_of_node):
+                value_of_node.append(-1)
+        value_of_node[node] = value
+    return hashing.build(list(edges), list(edges.values())), np.array(value_of_node, np.int32)
+
+
+def _filter(keys: np.ndarray) -> np.ndarray:
+    """For every hash whether one of `keys` has it; four to eight times as many hashes as keys."""
+    size = 1024
+    while size < 4 * len(keys):
+        size *= 2
+    present = np.zeros(size, np.bool_)
+    hashing.mark_all(present, keys)
+    return present

@@ -12,13 +12,14 @@ export REFIMPL_DATA
 # Two editable installs at once would write the same files.
 .NOTPARALLEL:
 
-.PHONY: demo test lint conformance train goldens clean help
+.PHONY: demo test lint conformance bench train goldens clean help
 
 help:
 	@echo "make demo         print Japanese text written by the model that ships inside the package"
 	@echo "make test         the tests"
 	@echo "make lint         ruff and mypy"
 	@echo "make conformance  compare with transformers, live (installs PyTorch and transformers)"
+	@echo "make bench        measure speed beside other implementations (installs transformers and tiktoken)"
 	@echo "make train        train the embedded model again"
 	@echo "make goldens      make the golden vectors again, from transformers"
 	@echo "make clean        remove what these targets made"
@@ -40,6 +41,10 @@ lint: .venv-test/ready
 conformance: .venv-conformance/ready
 	.venv-conformance/bin/python -m pytest tests/conformance
 
+# For example: make bench BENCH="--model gpt-neox-20b --json > record.json"
+bench: .venv-bench/ready
+	.venv-bench/bin/refimpl bench tokenizer $(BENCH)
+
 train: .venv-conformance/ready
 	.venv-conformance/bin/python golden/make/train_embedded.py $(TRAIN)
 
@@ -49,6 +54,7 @@ goldens: .venv-conformance/ready
 .venv-demo/ready: EXTRA =
 .venv-test/ready: EXTRA = [test]
 .venv-conformance/ready: EXTRA = [test,conformance]
+.venv-bench/ready: EXTRA = [bench]
 
 .venv-%/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("refimpl needs Python 3.11 or later; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'

@@ -24,6 +24,8 @@ _EXPORTS = {
     "GPTNeoXJapaneseForCausalLM": "refimpl.gpt_neox_japanese",
     "GPTNeoXJapaneseModel": "refimpl.gpt_neox_japanese",
     "GPTNeoXJapaneseTokenizer": "refimpl.tokenizer",
+    "GPTNeoXTokenizer": "refimpl.tokenizer",
+    "GPTNeoXTokenizerFast": "refimpl.tokenizer",
     "GenerationConfig": "refimpl.generation.config",
     "RefimplError": "refimpl.errors",
     "TextStreamer": "refimpl.generation.streamers",
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from refimpl.generation.streamers import TextStreamer
     from refimpl.gpt_neox_japanese import GPTNeoXJapaneseForCausalLM, GPTNeoXJapaneseModel
     from refimpl.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-    from refimpl.tokenizer import GPTNeoXJapaneseTokenizer
+    from refimpl.tokenizer import GPTNeoXJapaneseTokenizer, GPTNeoXTokenizer, GPTNeoXTokenizerFast
 
 
 def __getattr__(name: str) -> Any:

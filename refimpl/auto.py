@@ -86,11 +86,30 @@ class AutoModelForCausalLM(_AutoModel):
     """The language model."""
 
 
-#: tokenizer class (as the documentation names it) -> module
-_TOKENIZERS = {"GPTNeoXJapaneseTokenizer": "refimpl.tokenizer"}
+#: our class -> its module, and the names in files that mean it: `tokenizer_class` as transformers writes it
+_TOKENIZERS = {
+    "GPTNeoXJapaneseTokenizer": ("refimpl.tokenizer", ("GPTNeoXJapaneseTokenizer",)),
+    "GPTNeoXTokenizerFast": (
+        "refimpl.tokenizer",
+        (
+            "GPTNeoXTokenizerFast",
+            "GPTNeoXTokenizer",
+            "GPT2TokenizerFast",
+            "GPT2Tokenizer",
+            "PreTrainedTokenizerFast",
+            "TokenizersBackend",
+        ),
+    ),
+    "T5Tokenizer": ("refimpl.tokenizer.unigram", ("T5Tokenizer", "T5TokenizerFast")),
+}
 
-#: The tokenizer of a folder that does not name one, by the file that only it has.
-_TOKENIZER_FILES = {"emoji.json": "GPTNeoXJapaneseTokenizer"}
+#: The tokenizer of a folder that does not name one, by the files that it needs.
+_TOKENIZER_FILES = (
+    (("emoji.json",), "GPTNeoXJapaneseTokenizer"),
+    (("tokenizer.json",), "GPTNeoXTokenizerFast"),
+    (("vocab.json", "merges.txt"), "GPTNeoXTokenizerFast"),
+    (("spiece.model",), "T5Tokenizer"),
+)
 
 
 class AutoTokenizer:
@@ -98,24 +117,30 @@ class AutoTokenizer:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Any:
-        """Like `from_pretrained` of the class that `tokenizer_config.json`, or else the files, tell."""
+        """Like `from_pretrained` of the class that `tokenizer_config.json`, or else the files, tell.
+
+        A GPT-2 tokenizer without `tokenizer.json` does not normalise text (`nfc=False`), as in transformers.
+        """
         hub_options, _ = split_hub_options(options)
+
+        def has(file: str) -> bool:
+            return resolve(name_or_path, file, required=False, **hub_options) is not None
+
         path = resolve(name_or_path, "tokenizer_config.json", required=False, **hub_options)
         named = None if path is None else read_json_object(path, TokenizerFileError).get("tokenizer_class")
         if named is None:
-            by_file = (
-                class_name
-                for file, class_name in _TOKENIZER_FILES.items()
-                if resolve(name_or_path, file, required=False, **hub_options) is not None
-            )
-            named = next(by_file, None)
+            named = next((name for files, name in _TOKENIZER_FILES if all(map(has, files))), None)
             if named is None:
                 resolve(name_or_path, "tokenizer_config.json", **hub_options)  # says why nothing was found
-        if not isinstance(named, str) or named not in _TOKENIZERS:
+        ours = next((name for name, (_, names) in _TOKENIZERS.items() if named in names), None)
+        if ours is None:
             raise TokenizerFileError(
                 "no tokenizer for this model",
                 where=name_or_path,
-                found="neither a tokenizer_class nor a known file" if named is None else quote(named),
-                allowed=", ".join(_TOKENIZERS),
+                found="neither a tokenizer_class nor known files" if named is None else quote(named),
+                allowed=", ".join(name for _, names in _TOKENIZERS.values() for name in names),
             )
-        return getattr(import_module(_TOKENIZERS[named]), named).from_pretrained(name_or_path, **options)
+        if str(named).startswith("GPT2") and not has("tokenizer.json"):
+            options.setdefault("nfc", False)
+        tokenizer_class = getattr(import_module(_TOKENIZERS[ours][0]), ours)
+        return tokenizer_class.from_pretrained(name_or_path, **options)

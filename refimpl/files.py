@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from pathlib import Path
 
 from refimpl.errors import SaveError
@@ -18,7 +17,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> Path
         is not valid Unicode, or the system refuses; whatever `path` held before is then untouched.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
     try:
         if target.is_symlink() or target.is_dir():
             raise SaveError("the target is a symbolic link or a folder, not a file", where=target)

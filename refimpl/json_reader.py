@@ -69,10 +69,10 @@ def read_json_object(
     Raises: as `read_text`, and `error_class` when the JSON is malformed or is no object.
     """
     text = read_text(path, error_class, limit)
+    # Text that was UTF-8 can hold a surrogate only as an escape; looking for one takes time in large files.
+    hook = _checked if "\\ud" in text or "\\uD" in text else _object
     try:
-        value = json.loads(
-            text, object_pairs_hook=_checked, parse_constant=_refuse_constant, parse_float=_finite
-        )
+        value = json.loads(text, object_pairs_hook=hook, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise error_class(f"not valid JSON: {error}", where=path) from error
     if not isinstance(value, dict):
@@ -80,16 +80,27 @@ def read_json_object(
     return value
 
 
-def _checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in result:
-            raise ValueError(f"the key {quote(name)} stands there twice")
-        for text in (name, value):
-            if isinstance(text, str) and _SURROGATE.search(text):
-                raise ValueError(f"a lone surrogate in {quote(text)}")
-        result[name] = value
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {quote(twice)} stands there twice")
     return result
+
+
+def _checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for pair in pairs:
+        _refuse_surrogates(pair)
+    return _object(pairs)
+
+
+def _refuse_surrogates(value: Any) -> None:
+    if isinstance(value, str) and _SURROGATE.search(value):
+        raise ValueError(f"a lone surrogate in {quote(value)}")
+    if isinstance(value, list | tuple):
+        for part in value:
+            _refuse_surrogates(part)
 
 
 def _finite(text: str) -> float:

@@ -8,16 +8,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from refimpl.tokenizer.added_tokens import AddedToken
     from refimpl.tokenizer.base import PreTrainedTokenizer
-    from refimpl.tokenizer.batch import BatchEncoding
+    from refimpl.tokenizer.batch_encoding import BatchEncoding
     from refimpl.tokenizer.japanese import GPTNeoXJapaneseTokenizer
+    from refimpl.tokenizer.neox import GPTNeoXTokenizer, GPTNeoXTokenizerFast
     from refimpl.tokenizer.streaming import StreamDecoder
 
-__all__ = ["AddedToken", "BatchEncoding", "GPTNeoXJapaneseTokenizer", "PreTrainedTokenizer", "StreamDecoder"]
+__all__ = [
+    "AddedToken",
+    "BatchEncoding",
+    "GPTNeoXJapaneseTokenizer",
+    "GPTNeoXTokenizer",
+    "GPTNeoXTokenizerFast",
+    "PreTrainedTokenizer",
+    "StreamDecoder",
+]
 
 _HOME = {
     "AddedToken": "added_tokens",
-    "BatchEncoding": "batch",
+    "BatchEncoding": "batch_encoding",
     "GPTNeoXJapaneseTokenizer": "japanese",
+    "GPTNeoXTokenizer": "neox",
+    "GPTNeoXTokenizerFast": "neox",
     "PreTrainedTokenizer": "base",
     "StreamDecoder": "streaming",
 }

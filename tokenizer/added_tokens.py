@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from refimpl.errors import InputError, quote
+from refimpl.tokenizer.traced_text import Text
 
 MAX_ADDED_TOKENS = 10_000
 MAX_TOKEN_LENGTH = 256
+_FEW = 8
 
 
 @dataclass(frozen=True)
@@ -55,27 +57,46 @@ class AddedTokenSplitter:
     """Cuts a text at added tokens: the leftmost match first, and of those the longest."""
 
     def __init__(self, tokens: Iterable[str]):
+        tokens = list(tokens)
         self._trie: dict[str, Any] = {}
         for token in tokens:
             node = self._trie
             for character in token:
                 node = node.setdefault(character, {})
             node[""] = True  # an edge that no character can have marks the end of a token
-        first_characters = "".join(map(re.escape, self._trie))
-        self._may_start = re.compile(f"[{first_characters}]") if first_characters else None
+        # What all tokens with the same first character begin with: "<|" rather than every "<".
+        by_first: dict[str, list[str]] = {}
+        for token in filter(None, tokens):
+            by_first.setdefault(token[0], []).append(token)
+        prefixes = [_common_prefix(group) for group in by_first.values()]
+        if len(prefixes) > _FEW:  # one look at a set of characters, however many there are
+            pattern = f"[{''.join(map(re.escape, by_first))}]"
+        else:
+            pattern = "|".join(map(re.escape, prefixes))
+        self._may_start = re.compile(pattern) if prefixes else None
 
-    def split(self, text: str) -> list[str]:
-        """`text` in pieces that join to it again, each added token a piece of its own."""
+    def may_cut(self, text: str) -> bool:
+        """Whether a token may stand in `text`; False is certain."""
+        return self._may_start is not None and self._may_start.search(text) is not None
+
+    def matches(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where added tokens stand in `text`, from left to right; no two of them overlap."""
         if self._may_start is None:
-            return [text] if text else []
-        pieces, done, position = [], 0, 0
+            return
+        position = 0
         while found := self._may_start.search(text, position):
             start = found.start()
             end = self._longest_match(text, start)
             position = end or start + 1
             if end:
-                pieces += [text[done:start], text[start:end]]
-                done = end
+                yield start, end
+
+    def split(self, text: Text) -> list[Text]:
+        """`text` in pieces that join to it again, each added token a piece of its own."""
+        pieces, done = [], 0
+        for start, end in self.matches(str(text)):
+            pieces += [text[done:start], text[start:end]]
+            done = end
         pieces.append(text[done:])
         return [piece for piece in pieces if piece]
 
@@ -89,26 +110,33 @@ class AddedTokenSplitter:
         return end
 
 
-def apply_token_options(pieces: list[str], tokens: Mapping[str, AddedToken]) -> list[str]:
+def _common_prefix(words: list[str]) -> str:
+    first, last = min(words), max(words)  # all others lie between these two
+    length = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), None)
+    return first[:length]
+
+
+def apply_token_options(pieces: list[Text], tokens: Mapping[str, AddedToken]) -> list[Text]:
     """The pieces of `split` after `lstrip`, `rstrip` and `single_word` have had their say.
 
     A token that may not match here is joined to its neighbour, and so becomes ordinary text.
     """
     pieces = list(pieces)
     for index, piece in enumerate(pieces):
-        token = tokens.get(piece)
+        token = tokens.get(str(piece))
         if token is None:
             continue
-        left = pieces[index - 1] if index > 0 else ""
-        right = pieces[index + 1] if index + 1 < len(pieces) else ""
+        nothing = piece[:0]
+        left = pieces[index - 1] if index > 0 else nothing
+        right = pieces[index + 1] if index + 1 < len(pieces) else nothing
         if token.rstrip and right:
             pieces[index + 1] = right.lstrip()
         if token.lstrip and left:
             pieces[index - 1] = left.rstrip()
         if token.single_word and left and not left.endswith(" "):
             pieces[index - 1] += piece
-            pieces[index] = ""
+            pieces[index] = nothing
         elif token.single_word and right and not right.startswith(" "):
             pieces[index + 1] = piece + pieces[index + 1]
-            pieces[index] = ""
+            pieces[index] = nothing
     return [piece for piece in pieces if piece]

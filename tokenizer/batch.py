@@ -1,228 +1,72 @@
-"""From rows of ids to a batch: truncation, padding, masks and arrays.
-
-Nothing here knows how a text becomes ids.
-"""
+"""Batches: the columns of rows, the padding of rows that are given, and arrays."""
 
 from __future__ import annotations
 
-import operator
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from refimpl.errors import InputError, quote
-
-PADDING = ("longest", "max_length", "do_not_pad")
-TRUNCATION = ("longest_first", "only_first", "only_second", "do_not_truncate")
-
-# A tokenizer without a length limit says so with a number this large.
-NO_LIMIT = int(1e30)
-LARGE = int(1e20)
+from refimpl.tokenizer.encoding import Encoding
+from refimpl.tokenizer.options import Options, as_integer
+from refimpl.tokenizer.rows import Cut
 
 _FILL_BESIDE_IDS = {"attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
 _OVERFLOW = {"overflowing_tokens": [], "num_truncated_tokens": 0}
 
 
-class BatchEncoding(dict[str, Any]):
-    """What a tokenizer returns: a dict whose keys are attributes too, ready for `model(**encoding)`.
+def columns_of_rows(
+    rows: list[Encoding], cuts: list[Cut], options: Options, single: bool, pad_type: int
+) -> dict[str, Any]:
+    """The columns of the tokenizers whose overflow is rows, in the order of transformers."""
+    columns = _common_columns(rows, options, pad_type, with_mask=True)
+    if "length" in options.returned:
+        columns["length"] = [len(row) for row in rows]
+    if "overflowing_tokens" in options.returned:
+        columns["overflow_to_sample_mapping"] = [n for n, cut in enumerate(cuts) for _ in cut.rows]
+    elif single and options.return_tensors is None:
+        return {key: column[0] if isinstance(column[0], list) else column for key, column in columns.items()}
+    return columns
 
-    One text gives `input_ids` `[seq]` as a list; a list of texts gives `[batch, seq]`; arrays are int64
-    and always `[batch, seq]`.
+
+def columns_beside_overflow(
+    rows: list[Encoding], cuts: list[Cut], options: Options, single: bool, pad_type: int
+) -> dict[str, Any]:
+    """The columns of the tokenizers whose overflow stands beside the rows, in the order of transformers.
+
+    The length is that after padding for a single text, and that before it in a batch.
     """
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"this encoding has no {name}; it has {', '.join(self)}") from None
-
-
-@dataclass(frozen=True)
-class Options:
-    """The settings of one call, checked and with their defaults filled in."""
-
-    padding: str
-    truncation: str
-    max_length: int | None
-    stride: int
-    pad_to_multiple_of: int | None
-    padding_side: str
-    truncation_side: str
-    return_tensors: str | None
-
-
-def resolve_options(
-    *,
-    padding: bool | str | None,
-    truncation: bool | str | None,
-    max_length: int | None,
-    stride: int,
-    pad_to_multiple_of: int | None,
-    padding_side: str,
-    truncation_side: str,
-    return_tensors: str | None,
-    model_max_length: int,
-) -> Options:
-    """The options of a call, with True and None replaced by what they stand for.
-
-    `max_length` alone asks for truncation; without it the limit of the model is taken, and where that
-    is unknown too neither truncation nor padding to the maximum takes place.
-    Raises: InputError for a value that is not allowed.
-    """
-    max_length = _check_count("max_length", max_length, 0)
-    pad_to_multiple_of = _check_count("pad_to_multiple_of", pad_to_multiple_of, 1)
-    if max_length is not None and padding is False and truncation is None:
-        truncation = "longest_first"
-    elif max_length is not None and padding is True and truncation in (None, False, "do_not_truncate"):
-        warnings.warn(
-            "max_length is ignored: padding=True pads to the longest row and nothing truncates; "
-            'padding="max_length" pads to max_length',
-            stacklevel=4,
-        )
-    padding = _check_choice("padding", padding, PADDING)
-    truncation = _check_choice("truncation", truncation, TRUNCATION)
-    if max_length is None and model_max_length <= LARGE:
-        if padding == "max_length" or truncation != "do_not_truncate":
-            max_length = model_max_length
-    elif max_length is None:
-        padding = "do_not_pad" if padding == "max_length" else padding
-        truncation = "do_not_truncate"
-    both = padding != "do_not_pad" and truncation != "do_not_truncate"
-    if both and max_length and pad_to_multiple_of and max_length % pad_to_multiple_of:
-        raise InputError(
-            "padding would make the rows longer than truncation allows",
-            found=f"max_length {max_length} with pad_to_multiple_of {pad_to_multiple_of}",
-            allowed="a max_length that is a multiple of pad_to_multiple_of",
-        )
-    return Options(
-        padding=padding,
-        truncation=truncation,
-        max_length=max_length,
-        stride=_check_count("stride", stride, 0) or 0,
-        pad_to_multiple_of=pad_to_multiple_of,
-        padding_side=check_side("padding_side", padding_side),
-        truncation_side=check_side("truncation_side", truncation_side),
-        return_tensors=_check_tensors(return_tensors),
+    columns = _common_columns(rows, options, pad_type, with_mask=False)
+    if "overflowing_tokens" in options.returned and any(cut.lost for cut in cuts):
+        columns["overflowing_tokens"] = [cut.lost for cut in cuts]
+        columns["num_truncated_tokens"] = [cut.excess if cut.lost else 0 for cut in cuts]
+    masks = [row.attention_mask for row in rows]
+    lengths = [len(row) for row in rows] if single else list(map(sum, masks))
+    late: dict[str, list[Any]] = (
+        {"attention_mask": masks, "length": lengths}
+        if single
+        else {"length": lengths, "attention_mask": masks}
+    )
+    columns |= {key: column for key, column in late.items() if key in options.returned}
+    return (
+        {key: column[0] for key, column in columns.items()}
+        if single and not options.return_tensors
+        else columns
     )
 
 
-def _check_choice(name: str, value: bool | str | None, choices: tuple[str, ...]) -> str:
-    """The first choice for True and the last for False or None: so the tuples are ordered."""
-    if value is None or isinstance(value, bool):
-        return choices[0] if value else choices[-1]
-    if value not in choices:
-        raise InputError(
-            f"{name} is unknown", found=quote(value), allowed=f"True, False, {', '.join(choices)}"
-        )
-    return value
-
-
-def _check_count(name: str, value: int | None, least: int) -> int | None:
-    if value is None:
-        return None
-    number = as_integer(value)
-    if number is None or number < least:
-        raise InputError(f"{name} is not a count", found=quote(value), allowed=f"an int from {least}")
-    return number
-
-
-def check_side(name: str, side: str) -> str:
-    """`side` when it is a side. Raises: InputError."""
-    if side not in ("left", "right"):
-        raise InputError(f"{name} is not a side", found=quote(side), allowed='"left" or "right"')
-    return side
-
-
-def _check_tensors(kind: str | None) -> str | None:
-    if kind not in (None, "np"):
-        raise InputError(
-            "return_tensors names a kind of array that is not made here",
-            found=quote(kind),
-            allowed='"np" (NumPy) or None (lists)',
-            hint='Write return_tensors="np".',
-        )
-    return kind
-
-
-def as_integer(value: Any) -> int | None:
-    """`value` as an int when it is an integer of any kind (a bool is not), else None."""
-    if type(value) is int:
-        return value
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
-
-
-def is_batch(text: Any, is_split_into_words: bool) -> bool:
-    """Whether `text` is several texts: a list of str, of lists of ids, of pairs, or of lists of words."""
-    if not isinstance(text, list | tuple):
-        return False
-    if not text:
-        return not is_split_into_words
-    return isinstance(text[0], list | tuple) or (isinstance(text[0], str) and not is_split_into_words)
-
-
-def pairs(text: Sequence[Any], text_pair: Any, is_split_into_words: bool) -> list[tuple[Any, Any]]:
-    """The rows of a batch as (text, second text or None); a row may itself be a pair of texts.
-
-    Of texts that are split into words only a tuple is a pair; a list is the words of one text.
-    """
-    if text_pair is not None:
-        if not isinstance(text_pair, list | tuple) or len(text_pair) != len(text):
-            raise InputError("text_pair is not a batch of the size of text", found=quote(text_pair))
-        return list(zip(text, text_pair, strict=True))
-    return [_pair(row, is_split_into_words) for row in text]
-
-
-def _pair(row: Any, is_split_into_words: bool) -> tuple[Any, Any]:
-    if isinstance(row, str) or not isinstance(row, list | tuple) or not row or isinstance(row[0], int):
-        return row, None
-    if len(row) == 2 and (isinstance(row, tuple) or not is_split_into_words):
-        return row[0], row[1]
-    if len(row) == 1:
-        return row[0], None
-    if is_split_into_words:
-        return row, None
-    raise InputError("a row of the batch is neither a text nor a pair of texts", found=quote(row))
-
-
-def truncate(
-    ids: list[int], pair_ids: list[int] | None, excess: int, options: Options
-) -> tuple[list[int], list[int] | None, list[int]]:
-    """`ids` and `pair_ids` shorter by `excess` ids together, and the ids cut off with `stride` more.
-
-    Of a pair, `longest_first` shortens the longer row down to the other, then both in turn; what it
-    cuts off is not returned.
-    """
-    if options.truncation == "longest_first" and pair_ids is not None:
-        first, second = _share_out(len(ids), len(pair_ids), excess)
-        return _cut(ids, first, options), _cut(pair_ids, second, options), []
-    if options.truncation in ("only_first", "longest_first"):
-        return _cut(ids, excess, options), pair_ids, _cut_off(ids, excess, options)
-    if pair_ids:
-        return ids, _cut(pair_ids, excess, options), _cut_off(pair_ids, excess, options)
-    return ids, pair_ids, []
-
-
-def _share_out(first: int, second: int, excess: int) -> tuple[int, int]:
-    """How much of `excess` each row of a pair loses; the longer one (or the second) loses the odd id."""
-    level = min(abs(first - second), excess)
-    half = (excess - level) // 2
-    rest = excess - level - half
-    return (level + half, rest) if first > second else (half, level + rest)
-
-
-def _cut(ids: list[int], count: int, options: Options) -> list[int]:
-    if options.truncation_side == "left":
-        return ids[count:]
-    return ids[: max(len(ids) - count, 0)]
-
-
-def _cut_off(ids: list[int], count: int, options: Options) -> list[int]:
-    window = min(len(ids), count + options.stride)
-    return ids[:window] if options.truncation_side == "left" else ids[len(ids) - window :]
+def _common_columns(
+    rows: list[Encoding], options: Options, pad_type: int, with_mask: bool
+) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {"input_ids": [row.ids for row in rows]}
+    if "token_type_ids" in options.returned:
+        columns["token_type_ids"] = [row.type_ids(pad_type) for row in rows]
+    if with_mask and "attention_mask" in options.returned:
+        columns["attention_mask"] = [row.attention_mask for row in rows]
+    if "special_tokens_mask" in options.returned:
+        columns["special_tokens_mask"] = [row.special_tokens_mask for row in rows]
+    if "offsets_mapping" in options.returned:
+        columns["offset_mapping"] = [row.offsets for row in rows]
+    return columns
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -282,21 +126,14 @@ def _as_lists(column: Any) -> Any:
     return [_as_lists(entry) for entry in column] if isinstance(column, list | tuple) else column
 
 
-def padded_length(lengths: Iterable[int], options: Options) -> int:
-    """The length to which the rows of a batch are padded (rows that are longer stay as they are)."""
-    if options.padding == "do_not_pad":
-        return 0
-    length = options.max_length if options.padding == "max_length" else max(lengths, default=0)
-    multiple = options.pad_to_multiple_of or 1
-    return -(-(length or 0) // multiple) * multiple
-
-
-def pad_row(row: dict[str, Any], length: int, side: str, pad_id: int | None) -> dict[str, Any]:
+def pad_row(
+    row: dict[str, Any], length: int, side: str, pad_id: int | None, pad_type: int = 0
+) -> dict[str, Any]:
     """`row` with `input_ids` filled up to `length` with `pad_id`, and the masks beside it to match."""
     missing = length - len(row["input_ids"])
     if missing <= 0:
         return row
-    fill = {"input_ids": pad_id, **_FILL_BESIDE_IDS}
+    fill = {"input_ids": pad_id, **_FILL_BESIDE_IDS, "token_type_ids": pad_type}
     padded = dict(row)
     for key in row.keys() & fill.keys():
         filler = [fill[key]] * missing

@@ -13,7 +13,7 @@ find the same matches and look at no place twice.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 URL = re.compile(r"(?:https?|ftp)://[-_.!~*'()a-zA-Z0-9;/?:@&=+$,%#]+")
 
@@ -29,7 +29,7 @@ _MONTH = r"(?:0?[1-9]|1[0-2])"
 _TIME = r"(?:[\d:]|\([日月火水木金土]\)|[㈪-㈰])*+"
 _YEAR = re.compile(r"[12]\d{3}[/\-年]")
 _MONTH_AND_DAY = re.compile(rf"{_MONTH}[/\-月](?:0?[1-9]日?)*+{_TIME}")
-_DATE_START = re.compile(r"[0-9]")
+_DATE_START = re.compile(rf"(?={_YEAR.pattern}|{_MONTH}[/\-月])")
 
 ERA_DATE = re.compile(
     rf"(?:明治|大正|昭和|平成|令和|[㍻-㍾\u32ff])\d{{1,2}}年{_MONTH}月(?:0?[1-9]|[12][0-9]|3[01])日{_TIME}"
@@ -38,85 +38,113 @@ ERA_DATE = re.compile(
 # Price: each part of _AMOUNT as often as it matches, in this order, and then _CURRENCY.
 _AMOUNT = [re.compile(rf"\d,\d{{3}}|[\d{unit}]") for unit in "億万千"]
 _CURRENCY = re.compile(r"(?:(?:千万|[千万])?(?:円|ドル|ユーロ))++(?:\(税[込抜]\)|\+tax)*+")
-_PRICE_START = re.compile(r"[\d億万千円ドユ]")
+_CURRENCY_START = "円ドユ"
+# Amounts and currencies have no other characters, so that no price stands where no currency ends a region.
+_PRICE_REGION = re.compile(rf"[\d,億万千]++[{_CURRENCY_START}]?|[{_CURRENCY_START}]")
 
 BOX_DRAWING = re.compile("[\u2500-\u259f]+")
+
+Span = tuple[int, int]  # where a match begins, and where it has ended
+Find = Callable[[str], Iterable[Span]]
 
 
 def clean_text(text: str) -> str:
     """`text` (after `normalize`) with its URLs, addresses, numbers, dates and prices as tags."""
-    text = URL.sub("<URL>", text)
-    text = _replace_mail(text)
-    text = TELEPHONE.sub("<TEL>", text)
-    text = _replace(text, _DATE_START, _date_end, "<DATE>")
-    text = ERA_DATE.sub("<DATE>", text)
-    text = _replace(text, _PRICE_START, _price_end, "<PRICE>")
-    text = BOX_DRAWING.sub("<BLOCK>", text)
+    for tag, find in RULES:
+        text = replace_spans(text, find(text), tag)
     while "<BLOCK><BLOCK>" in text:
         text = text.replace("<BLOCK><BLOCK>", "<BLOCK>")
     return text
 
 
-def _replace_mail(text: str) -> str:
-    """Each address as a tag: from its "@" back over the name, but not into the address before."""
+def replace_spans(text: str, spans: Iterable[Span], tag: str) -> str:
+    """`text` with `tag` in place of every span; these are in order and do not overlap."""
     pieces, done = [], 0
+    for start, end in spans:
+        pieces += [text[done:start], tag]
+        done = end
+    return "".join([*pieces, text[done:]])
+
+
+def _finder(pattern: re.Pattern[str]) -> Find:
+    return lambda text: (found.span() for found in pattern.finditer(text))
+
+
+def _find_mail(text: str) -> Iterator[Span]:
+    """Each address: from its "@" back over the name, but not into the address before."""
+    done = 0
     for host in _MAIL_HOST.finditer(text):
         start = host.start()
         while start > done and text[start - 1] in _MAIL_NAME_CHARACTERS:
             start -= 1
-        pieces += [text[done:start], "<EMAIL>"]
         done = host.end()
-    return "".join([*pieces, text[done:]])
+        yield start, done
 
 
-def _replace(
-    text: str, may_start: re.Pattern[str], find_end: Callable[[str, int, set[int]], int], tag: str
-) -> str:
-    """What `re.sub` does with a pattern whose match at a place `find_end` finds (0 for none).
+# A date or a price is a path of steps, each of which depends on its place alone: a path that comes to a place
+# from which another one failed fails too.  `failed` holds these places.
 
-    A match is a path of steps, each of which depends on its place alone: a path that comes to a place
-    from which another one failed fails too.  `failed` holds these places.
-    """
-    pieces, done, position = [], 0, 0
+
+def _find_dates(text: str) -> Iterator[Span]:
+    position = 0
     failed: set[int] = set()
-    while found := may_start.search(text, position):
+    while found := _DATE_START.search(text, position):
         start = found.start()
-        end = find_end(text, start, failed)
+        end = _date_end(text, start, failed)
         position = end or start + 1
         if end:
-            pieces += [text[done:start], tag]
-            done = end
-    return "".join([*pieces, text[done:]])
+            yield start, end
 
 
-def _date_end(text: str, start: int, failed: set[int]) -> int:
-    path, position = [], start
+def _date_end(text: str, position: int, failed: set[int]) -> int:
+    """The end of the date that begins at `position`, or 0."""
     while year := _YEAR.match(text, position):
         if position in failed:
-            break
-        path.append(position)
+            return 0
+        failed.add(position)  # if it does not fail, nobody comes here again
         position = year.end()
-    end = None if year else _MONTH_AND_DAY.match(text, position)
-    if end is None:
-        failed.update(path)
-        return 0
-    return end.end()
+    end = _MONTH_AND_DAY.match(text, position)
+    return end.end() if end else 0
 
 
-def _price_end(text: str, start: int, failed: set[int]) -> int:
-    path, position = [], start
+def _find_prices(text: str) -> Iterator[Span]:
+    done = 0
+    failed: set[int] = set()
+    for region in _PRICE_REGION.finditer(text):
+        if region[0][-1] not in _CURRENCY_START:
+            continue
+        position = max(region.start(), done)
+        while position < region.end():
+            end = _price_end(text, position, failed)
+            if end:
+                yield position, end
+                done = end
+            position = end or position + 1
+
+
+def _price_end(text: str, position: int, failed: set[int]) -> int:
+    """The end of the price that begins at `position`, or 0."""
     for phase, part in enumerate(_AMOUNT):
-        while (step := 3 * position + phase) not in failed:
-            path.append(step)
+        while True:
+            step = 3 * position + phase
+            if step in failed:
+                return 0
+            failed.add(step)
             found = part.match(text, position)
             if not found:
                 break
             position = found.end()
-        else:
-            failed.update(path)
-            return 0
     end = _CURRENCY.match(text, position)
-    if end is None:
-        failed.update(path)
-        return 0
-    return end.end()
+    return end.end() if end else 0
+
+
+#: Tag -> where it goes; in this order.
+RULES: tuple[tuple[str, Find], ...] = (
+    ("<URL>", _finder(URL)),
+    ("<EMAIL>", _find_mail),
+    ("<TEL>", _finder(TELEPHONE)),
+    ("<DATE>", _find_dates),
+    ("<DATE>", _finder(ERA_DATE)),
+    ("<PRICE>", _find_prices),
+    ("<BLOCK>", _finder(BOX_DRAWING)),
+)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refimpl.errors import InputError, TextInputError, quote
 from refimpl.tokenizer.added_tokens import (
@@ -16,10 +16,14 @@ from refimpl.tokenizer.added_tokens import (
     AddedTokenSplitter,
     apply_token_options,
 )
-from refimpl.tokenizer.batch import as_integer
 from refimpl.tokenizer.encoding import TextEncoding
+from refimpl.tokenizer.options import as_integer
 from refimpl.tokenizer.special_tokens import SPECIAL_TOKEN_NAMES, SpecialTokens, check_token
 from refimpl.tokenizer.text_files import check_unicode
+from refimpl.tokenizer.traced_text import Text
+
+if TYPE_CHECKING:
+    from refimpl.tokenizer.explanation import Explanation, Piece, TokenReader
 
 _TIGHTER = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'"} | {
     f" {ending}": ending for ending in ("n't", "'m", "'s", "'ve", "'re")
@@ -32,6 +36,15 @@ class TokenCodec(SpecialTokens):
     `vocabulary` maps each token of the vocabulary files to its id; every id below `base_ids` has a token.
     `added_tokens_decoder` gives tokens with chosen ids, as `tokenizer_config.json` stores them.
     """
+
+    #: Whether this tokenizer can say where its tokens stand in the text.
+    has_offsets: bool = True
+
+    #: Whether a text is encoded the same every time.
+    is_repeatable: bool = True
+
+    # Counts the changes of the added tokens: what was encoded before one may be encoded differently after it.
+    _revision = 0
 
     def __init__(
         self,
@@ -63,6 +76,16 @@ class TokenCodec(SpecialTokens):
         """Token -> id: the vocabulary files, then the added tokens."""
         return {**self._vocabulary, **self._added_ids}
 
+    @property
+    def vocab(self) -> dict[str, int]:
+        """`get_vocab()`."""
+        return self.get_vocab()
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """Token -> id of the added tokens, in the order of their ids."""
+        return {token.content: index for index, token in sorted(self.added_tokens_decoder.items())}
+
     def get_added_vocab(self) -> dict[str, int]:
         """Token -> id of the added tokens, special ones included."""
         return dict(self._added_ids)
@@ -83,7 +106,7 @@ class TokenCodec(SpecialTokens):
     ) -> int:
         """Gives each token an id, if it has none, and cuts it out of texts from now on.
 
-        Returns: how many of them were new to the vocabulary. Raises: InputError.
+        Returns: how many of them were new. Raises: InputError.
         """
         tokens = [new_tokens] if isinstance(new_tokens, str | AddedToken) else new_tokens
         if not isinstance(tokens, Sequence):
@@ -95,17 +118,18 @@ class TokenCodec(SpecialTokens):
         for given in tokens:
             if not isinstance(given, str | AddedToken):
                 raise InputError("this is not a token", found=quote(given), allowed="str or AddedToken")
-            if not str(given) or (isinstance(given, str) and given in self._added_ids):
+            if not str(given) or self._keeps(given):
                 continue
             token = self._as_added(given, special_tokens, already)
             known = self._added_ids.get(token.content, self._vocabulary.get(token.content))
-            count += known is None
+            count += self._is_new(token, known)
             index = self._next_id() if known is None else known
             self.added_tokens_decoder[index] = token
             self._added_ids[token.content] = index
             if token.special and token.content not in already:
                 self._extra_special_tokens.append(token)
         self._splitter = AddedTokenSplitter(self._added_ids)
+        self._revision += 1
         return count
 
     @staticmethod
@@ -117,6 +141,14 @@ class TokenCodec(SpecialTokens):
                 token.content, token.single_word, token.lstrip, token.rstrip, True, token.normalized
             )
         return token
+
+    def _keeps(self, token: str | AddedToken) -> bool:
+        """Whether adding the token leaves all as it is."""
+        return isinstance(token, str) and token in self._added_ids
+
+    def _is_new(self, token: AddedToken, index: int | None) -> bool:
+        """Whether `add_tokens` counts the token, which has the id `index` if it has one."""
+        return index is None
 
     def _next_id(self) -> int:
         """The id of the next added token."""
@@ -132,17 +164,29 @@ class TokenCodec(SpecialTokens):
         `split_special_tokens` treats added tokens that stand in the text as ordinary text.
         Raises: InputError (not a str), TextInputError (not valid Unicode).
         """
-        if not isinstance(text, str):
-            raise InputError("the text is not a str", found=f"{type(text).__name__} {quote(text)}")
-        text = check_unicode(text, check_surrogates(surrogates or self.surrogates))
+        text = self._check_text(text, surrogates)
         if self.split_special_tokens if split_special_tokens is None else split_special_tokens:
             return self._tokenize(text)
+        tokens: list[str] = []
+        for piece, is_added in self._cut_out_added_tokens(text):
+            tokens += [piece] if is_added else self._tokenize(piece)
+        return tokens
+
+    def _check_text(self, text: str, surrogates: str | None) -> str:
+        """`text` as valid Unicode. Raises: InputError (not a str), TextInputError."""
+        if not isinstance(text, str):
+            raise InputError("the text is not a str", found=f"{type(text).__name__} {quote(text)}")
+        return check_unicode(text, check_surrogates(surrogates or self.surrogates))
+
+    def _cut_out_added_tokens(self, text: Text) -> list[tuple[Text, bool]]:
+        """The text in pieces, and whether each is an added token."""
+        if not self._splitter.may_cut(str(text)):
+            return [(text, False)] if text else []
         added = {token.content: token for token in self.added_tokens_decoder.values()}
         whole = {*self._added_ids, *self.all_special_tokens}
-        tokens: list[str] = []
-        for piece in apply_token_options(self._splitter.split(text), added):
-            tokens += [piece] if piece in whole else self._tokenize(piece)
-        return tokens
+        return [
+            (piece, str(piece) in whole) for piece in apply_token_options(self._splitter.split(text), added)
+        ]
 
     def encode_text(
         self,
@@ -158,10 +202,10 @@ class TokenCodec(SpecialTokens):
         for the settings of the tokenizer.
         Raises: InputError (not a str; no offsets here), TextInputError (not valid Unicode).
         """
-        if offsets:
-            raise InputError(f"{type(self).__name__} does not know where its tokens stand in the text")
-        tokens = self.tokenize(text, split_special_tokens=split_special_tokens, surrogates=surrogates)
-        return TextEncoding(self.convert_tokens_to_ids(tokens))
+        compiled = self._encode_compiled([text], split_special_tokens, offsets)
+        if compiled is not None:
+            return compiled[0]
+        return self._encode_plain(text, split_special_tokens, surrogates, offsets)
 
     def encode_texts(
         self,
@@ -171,25 +215,39 @@ class TokenCodec(SpecialTokens):
         surrogates: str | None = None,
         offsets: bool = False,
     ) -> list[TextEncoding]:
-        """`encode_text` of every text: a tokenizer that does many at once faster overrides this.
+        """`encode_text` of every text, faster than one by one.
 
         Raises: as `encode_text`; of a TextInputError, `where` says which text (`text 3`).
         """
+        encodings = self._encode_compiled(texts, split_special_tokens, offsets)
+        if encodings is not None:
+            return encodings
         encodings = []
         for index, text in enumerate(texts):
             try:
-                encodings.append(
-                    self.encode_text(
-                        text,
-                        split_special_tokens=split_special_tokens,
-                        surrogates=surrogates,
-                        offsets=offsets,
-                    )
-                )
+                encodings.append(self._encode_plain(text, split_special_tokens, surrogates, offsets))
             except TextInputError as error:
                 error.where = f"text {index}"
                 raise
         return encodings
+
+    def _encode_plain(
+        self, text: str, split_special_tokens: bool | None, surrogates: str | None, offsets: bool
+    ) -> TextEncoding:
+        """`encode_text` by the plain form of the algorithm."""
+        if offsets:
+            raise InputError(f"{type(self).__name__} does not know where its tokens stand in the text")
+        tokens = self.tokenize(text, split_special_tokens=split_special_tokens, surrogates=surrogates)
+        return TextEncoding(self.convert_tokens_to_ids(tokens))
+
+    def _encode_compiled(
+        self, texts: list[str], split_special_tokens: bool | None, offsets: bool
+    ) -> list[TextEncoding] | None:
+        """The encodings by the compiled form, or None where there is none, or not (yet) for such texts.
+
+        It raises nothing: what is wrong with a text, the plain form finds and says.
+        """
+        return None
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
         """Token or tokens -> id or ids; a token that is not known has the id of `unk_token`."""
@@ -204,6 +262,41 @@ class TokenCodec(SpecialTokens):
                 raise InputError("this is not a token", found=quote(token), allowed="str")
             ids.append(self.convert_tokens_to_ids(token))
         return ids
+
+    # ---- why
+
+    def explain(
+        self, text: str, *, split_special_tokens: bool | None = None, surrogates: str | None = None
+    ) -> Explanation:
+        """Why the text has the tokens that `tokenize` gives it, as data to be read (`explanation.py`).
+
+        Raises: as `tokenize`; ResourceLimitError for a text that is too long to be read about.
+        """
+        from refimpl.tokenizer.explanation import Explanation, TokenReader, check_length
+
+        if not isinstance(text, str):
+            raise InputError("the text is not a str", found=f"{type(text).__name__} {quote(text)}")
+        check_length(text)
+        text = check_unicode(text, check_surrogates(surrogates or self.surrogates))
+        split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        return Explanation(text, type(self).__name__, self._explain(text, split, TokenReader(self)))
+
+    def _explain(self, text: str, split: bool, read: TokenReader) -> list[Piece]:
+        """The pieces of a valid text, explained."""
+        from refimpl.tokenizer.explanation import added_piece
+
+        tokens = {token.content: token for token in self.added_tokens_decoder.values()}
+        pieces = [(text, False)] if split else self._cut_out_added_tokens(text)
+        return [
+            added_piece(piece, tokens.get(piece), read.names([piece]))
+            if is_added
+            else self._explain_piece(piece, read)
+            for piece, is_added in pieces
+        ]
+
+    def _explain_piece(self, text: str, read: TokenReader) -> Piece:
+        """A text that holds no added token, explained."""
+        raise InputError(f"{type(self).__name__} cannot explain its tokens")
 
     # ---- ids -> tokens -> text
 
@@ -268,9 +361,13 @@ class TokenCodec(SpecialTokens):
     def _decode_row(self, ids: Any, skip_special_tokens: bool, clean_up: bool | None) -> str:
         tokens = self.convert_ids_to_tokens(ids, skip_special_tokens)
         text = self.convert_tokens_to_string([tokens] if isinstance(tokens, str) else tokens)
-        if self.clean_up_tokenization_spaces if clean_up is None else clean_up:
-            for loose, tight in _TIGHTER.items():
-                text = text.replace(loose, tight)
+        clean_up = self.clean_up_tokenization_spaces if clean_up is None else clean_up
+        return self.clean_up_tokenization(text) if clean_up else text
+
+    def clean_up_tokenization(self, text: str) -> str:
+        """`text` without the space before English punctuation and contractions."""
+        for loose, tight in _TIGHTER.items():
+            text = text.replace(loose, tight)
         return text
 
     def token_bytes(self, index: int) -> bytes:

@@ -6,12 +6,15 @@ import json
 import os
 import random
 import warnings
-from typing import Any, ClassVar
+from functools import partial
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from refimpl.errors import InputError, quote
 from refimpl.files import write_atomically
 from refimpl.tokenizer.base import PreTrainedTokenizer
 from refimpl.tokenizer.clean_text import clean_text
+from refimpl.tokenizer.encoding import TextEncoding
 from refimpl.tokenizer.japanese_files import (
     CLEAN_TEXT_TAGS,
     TEXT_TAGS,
@@ -20,8 +23,15 @@ from refimpl.tokenizer.japanese_files import (
     read_emoji_table,
     read_vocabulary,
 )
-from refimpl.tokenizer.japanese_text import normalize, segment, smallest_id, spelled_out
+from refimpl.tokenizer.japanese_text import normalize, segment, smallest_id, spelled_out, steps
+from refimpl.tokenizer.kernels import load_if_worth
+from refimpl.tokenizer.kernels.parallel import check_threads, encode_in_parallel
 from refimpl.tokenizer.pretrained_files import file_in
+from refimpl.tokenizer.traced_text import TracedText
+
+if TYPE_CHECKING:
+    from refimpl.tokenizer.explanation import Piece, TokenReader
+    from refimpl.tokenizer.kernels.japanese_encoder import JapaneseEncoder
 
 
 class GPTNeoXJapaneseTokenizer(PreTrainedTokenizer):
@@ -31,6 +41,8 @@ class GPTNeoXJapaneseTokenizer(PreTrainedTokenizer):
     decoded one by one, white space around decoded text is cut off, and ids of added tokens begin at the
     number of distinct lines.  `compat="original"` is the encoder with which the vocabulary was made, and
     `bpe_dropout_rate` (with `seed`) is its dropout.  docs/tokenizer.md lists the differences.
+    `impl="plain"` never uses the compiled form of the algorithm; the ids are the same.  `threads` may share a
+    large batch (None: one for every processor).
     Raises: MissingFileError, TokenizerFileError, ResourceLimitError (files); InputError (options).
     """
 
@@ -47,18 +59,20 @@ class GPTNeoXJapaneseTokenizer(PreTrainedTokenizer):
         do_clean_text: bool = False,
         *,
         compat: str = "hf",
-        impl: str = "plain",
+        impl: str = "fast",
+        threads: int | None = None,
         bpe_dropout_rate: float = 0.0,
         seed: int | None = None,
         **options: Any,
     ):
         if compat not in ("hf", "original"):
             raise InputError("compat is unknown", found=quote(compat), allowed='"hf" or "original"')
-        if impl != "plain":
-            raise InputError("impl is unknown", found=quote(impl), allowed='"plain"')
+        if impl not in ("fast", "plain"):
+            raise InputError("impl is unknown", found=quote(impl), allowed='"fast" or "plain"')
         if not isinstance(do_clean_text, bool):
             raise InputError("do_clean_text is not a bool", found=quote(do_clean_text))
         self.compat, self.impl, self.do_clean_text = compat, impl, do_clean_text
+        self.threads = check_threads(threads)
         self.set_bpe_dropout(bpe_dropout_rate, seed)
 
         original = compat == "original"
@@ -67,6 +81,8 @@ class GPTNeoXJapaneseTokenizer(PreTrainedTokenizer):
         self._words = read_vocabulary(vocab_file, original, needed)
         self._emoji = read_emoji_table(emoji_file, self._words)
         self._smallest_id = smallest_id(self._words)
+        self._encoder: JapaneseEncoder | None = None
+        self._encoder_made_for: tuple[Any, ...] = ()
         super().__init__(
             self._words.entries,
             len(self._words.lines),
@@ -124,11 +140,104 @@ class GPTNeoXJapaneseTokenizer(PreTrainedTokenizer):
         others = sorted(candidates, key=self._words.words.__getitem__)[1:]
         return self._random.choices(others, weights=[_DECAY**rank for rank in range(len(others))])[0]
 
+    def _encode_compiled(
+        self, texts: list[str], split_special_tokens: bool | None, offsets: bool
+    ) -> list[TextEncoding] | None:
+        if self.impl == "plain" or self.bpe_dropout_rate:
+            return None
+        try:
+            encoder = self._compiled(sum(map(len, texts)))
+            if encoder is None:
+                return None
+            whole = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+            if not whole and any(map(self._splitter.may_cut, texts)):
+                return None if offsets else self._encode_around_added_tokens(texts, encoder)
+            if not self.do_clean_text:
+                return encode_in_parallel(partial(encoder.encode, offsets=offsets), texts, self.threads)
+            return None if offsets else encoder.encode_cleaned(texts)
+        except (TypeError, UnicodeEncodeError):  # not a text, a lone surrogate
+            return None
+
+    def _encode_around_added_tokens(self, texts: list[str], encoder: JapaneseEncoder) -> list[TextEncoding]:
+        cut = [self._cut_out_added_tokens(text) for text in texts]
+        ordinary = [piece for pieces in cut for piece, is_added in pieces if not is_added]
+        encode = encoder.encode_cleaned if self.do_clean_text else encoder.encode
+        encodings = iter(encode(ordinary))
+        return [
+            TextEncoding(
+                [
+                    index
+                    for piece, is_added in pieces
+                    for index in ([self.convert_tokens_to_ids(piece)] if is_added else next(encodings).ids)
+                ]
+            )
+            for pieces in cut
+        ]
+
+    def _compiled(self, characters: int) -> JapaneseEncoder | None:
+        """The compiled form, once there is enough text for it, and where it can do the same as the plain one."""
+        made_for = (self._splitter, self.unk_token)
+        if self._encoder_made_for == made_for:
+            return self._encoder
+        kernels = load_if_worth("japanese_encoder", characters)
+        if kernels is None:
+            return None
+        self._encoder = None
+        if kernels.can_encode(self._words, self._emoji, self._added_ids):
+            byte_ids = [self.convert_tokens_to_ids(byte_tag(value)) for value in range(256)]
+            self._encoder = kernels.JapaneseEncoder(self._words, self._emoji, byte_ids)
+        self._encoder_made_for = made_for
+        return self._encoder
+
+    @property
+    def has_offsets(self) -> bool:  # type: ignore[override]
+        """Whether `return_offsets_mapping` and `word_ids()` are answered: not with `do_clean_text`."""
+        return not self.do_clean_text
+
+    @property
+    def is_repeatable(self) -> bool:  # type: ignore[override]
+        """Whether a text is encoded the same every time: not with dropout."""
+        return not self.bpe_dropout_rate
+
+    def _encode_plain(
+        self, text: str, split_special_tokens: bool | None, surrogates: str | None, offsets: bool
+    ) -> TextEncoding:
+        """The encoding of a text; all tokens of what the text has in one place are one word."""
+        if not offsets:
+            return super()._encode_plain(text, split_special_tokens, surrogates, offsets)
+        if self.do_clean_text:
+            raise InputError(
+                "do_clean_text=True knows no offsets and no words: cleaning leaves parts of the text out",
+                hint="Make the tokenizer with do_clean_text=False.",
+            )
+        traced = TracedText.of(text, self._check_text(text, surrogates))
+        whole = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        tokens: list[str] = []
+        spans: list[tuple[int, int]] = []
+        for piece, is_added in [(traced, False)] if whole else self._cut_out_added_tokens(traced):
+            if is_added:
+                tokens.append(str(piece))
+                spans.append(piece.span(0, len(piece)))
+                continue
+            piece = normalize(piece, self._emoji.tags)
+            for start, end, words in steps(str(piece), self._words, self._choose):
+                tokens += words
+                spans += [piece.span(start, end)] * len(words)
+        starts = [start for start, _ in spans]
+        new_word = [start != before for start, before in zip(starts, [-1, *starts], strict=False)]
+        numbers = [count - 1 for count in accumulate(new_word)]
+        return TextEncoding(self.convert_tokens_to_ids(tokens), spans, numbers)
+
     def _tokenize(self, text: str) -> list[str]:
         text = normalize(text, self._emoji.tags)
         if self.do_clean_text:
             text = clean_text(text)
         return segment(text, self._words, self._choose)
+
+    def _explain_piece(self, text: str, read: TokenReader) -> Piece:
+        from refimpl.tokenizer.explain_japanese import explain_japanese
+
+        return explain_japanese(text, self._words, self._emoji.tags, self.do_clean_text, self._choose, read)
 
     def _convert_token_to_id(self, token: str) -> int:
         index = self._words.words.get(token)

@@ -30,6 +30,8 @@ UTF8_BYTES = [value for value in range(0xF5) if value not in (0xC0, 0xC1)]
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _BYTE_TAG = re.compile(r"<\|byte(0|[1-9][0-9]{0,2})\|>")
+# Every line that `_check_line` could refuse, but for the byte order mark of the first, and few others.
+_SUSPECT = re.compile(rf"^$|[\x00-\x1f\x7f-\x9f]|[^,]{{{MAX_WORD_LENGTH + 1}}}|<\|byte")
 _EMOJI_TAG = re.compile(r"<\|emoji[0-9]{1,6}\|>")
 
 
@@ -79,13 +81,16 @@ def read_vocabulary(path: str | os.PathLike[str], keep_comma: bool, needed: tupl
         raise TokenizerFileError(
             "wrong number of lines", where=path, found=len(raw), allowed=f"1 to {MAX_LINES}"
         )
-    lines, words = [], {}
+    lines: list[list[str]] = []
+    words: dict[str, int] = {}
     for index, line in enumerate(raw):
-        _check_line(line, path, index + 1)
+        if index == 0 or _SUSPECT.search(line):
+            _check_line(line, path, index + 1)
         whole = line == "," and (keep_comma or (index == len(raw) - 1 and not ended))
         spellings = [line] if whole else line.split(",")
         lines.append(spellings)
-        words.update(dict.fromkeys(spellings, index))
+        for spelling in spellings:
+            words[spelling] = index
     missing = [word for word in needed if word not in words]
     if missing:
         raise TokenizerFileError(
@@ -94,8 +99,7 @@ def read_vocabulary(path: str | os.PathLike[str], keep_comma: bool, needed: tupl
             found=", ".join(missing[:10]),
             missing=missing,
         )
-    entries = {",".join(spellings): index for index, spellings in enumerate(lines)}
-    return Vocabulary(lines, words, entries, max(map(len, words)))
+    return Vocabulary(lines, words, dict(zip(raw, range(len(raw)), strict=True)), max(map(len, words)))
 
 
 def _check_line(line: str, path: Path, number: int) -> None:

@@ -10,9 +10,11 @@ The method is that of https://github.com/tanreinama/Japanese-BPEEncoder_V2 (c477
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from refimpl.errors import TokenizerFileError
 from refimpl.tokenizer.japanese_files import EmojiTable, Vocabulary, byte_of_tag, byte_tag
+from refimpl.tokenizer.traced_text import Text
 
 # In this order: "\r\n" is one line break, not two.
 REPLACEMENTS = (
@@ -46,7 +48,7 @@ DECODED_TAGS = {
 Choose = Callable[[list[str]], str]
 
 
-def normalize(text: str, emoji_tags: Mapping[str, str]) -> str:
+def normalize(text: Text, emoji_tags: Mapping[str, str]) -> Text:
     """`text` with white space, two dashes and emoji replaced, one after the other.
 
     The emoji go in the order of their table: what an earlier one has replaced, a later one cannot find.
@@ -67,16 +69,21 @@ def normalize(text: str, emoji_tags: Mapping[str, str]) -> str:
 
 def segment(text: str, vocabulary: Vocabulary, choose: Choose) -> list[str]:
     """`text` cut into words, from left to right; `choose` picks one of several that fit."""
-    words, position = [], 0
+    return [word for _, _, words in steps(text, vocabulary, choose) for word in words]
+
+
+def steps(text: str, vocabulary: Vocabulary, choose: Choose) -> Iterator[tuple[int, int, list[str]]]:
+    """The steps of `segment`: where each begins and ends in `text`, and its word, or those that spell a character."""
+    position = 0
     while position < len(text):
         candidates = find_words(text, position, vocabulary)
         if candidates:
-            words.append(choose(candidates) if len(candidates) > 1 else candidates[0])
-            position += len(words[-1])
+            word = choose(candidates) if len(candidates) > 1 else candidates[0]
+            words, end = [word], position + len(word)
         else:
-            words += spell(text[position])
-            position += 1
-    return words
+            words, end = list(spell(text[position])), position + 1
+        yield position, end, words
+        position = end
 
 
 def find_words(text: str, position: int, vocabulary: Vocabulary) -> list[str]:
@@ -101,7 +108,7 @@ def smallest_id(vocabulary: Vocabulary) -> Choose:
 
     Ids follow frequency within each kind of word, so this is not the longest match.
     """
-    return lambda candidates: min(candidates, key=vocabulary.words.__getitem__)
+    return partial(min, key=vocabulary.words.__getitem__)
 
 
 def spell(character: str) -> Iterator[str]:

@@ -12,9 +12,9 @@ from refimpl.errors import InputError, TokenizerFileError, quote
 from refimpl.files import make_folder, write_atomically
 from refimpl.json_reader import read_json_object
 from refimpl.tokenizer.added_tokens import MAX_ADDED_TOKENS, AddedToken
-from refimpl.tokenizer.batch import as_integer
+from refimpl.tokenizer.options import as_integer
 from refimpl.tokenizer.special_tokens import SPECIAL_TOKEN_NAMES
-from refimpl.tokenizer.text_files import MAX_JSON_BYTES
+from refimpl.tokenizer.text_files import DECODE_ERRORS, MAX_JSON_BYTES
 
 if TYPE_CHECKING:
     from refimpl.tokenizer.base import PreTrainedTokenizer
@@ -39,9 +39,12 @@ _NOT_SETTINGS = (
     "local_files_only",
     "name_or_path",
     "seed",
+    "merges",
     "self",
     "special_tokens_map_file",
+    "threads",
     "tokenizer_file",
+    "vocab",
     "vocabulary",
 )
 
@@ -54,6 +57,13 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "do_clean_text": (lambda v: isinstance(v, bool), "true or false"),
     "compat": (lambda v: v in ("hf", "original"), '"hf" or "original"'),
     "surrogates": (lambda v: v in ("strict", "replace"), '"strict" or "replace"'),
+    "add_bos_token": (lambda v: isinstance(v, bool), "true or false"),
+    "add_eos_token": (lambda v: isinstance(v, bool), "true or false"),
+    "add_prefix_space": (lambda v: isinstance(v, bool), "true or false"),
+    "trim_offsets": (lambda v: isinstance(v, bool), "true or false"),
+    "nfc": (lambda v: isinstance(v, bool), "true or false"),
+    "errors": (lambda v: isinstance(v, str) and v in DECODE_ERRORS, ", ".join(DECODE_ERRORS)),
+    "padded_vocab_size": (lambda v: type(v) is int and 0 <= v <= 2**31, "0 to 2**31"),
 }
 
 
@@ -75,7 +85,7 @@ def load(
     def find(name: str, required: bool = False) -> Path | None:
         return resolve(source, name, required=required, **hub_options)
 
-    files = {key: options.pop(key, None) or find(name, True) for key, name in cls.vocab_files_names.items()}
+    files = _vocabulary_files(cls, options, find)
     settings: dict[str, Any] = {}
     if config := find(CONFIG_FILE):
         settings = _read_settings(config, [*_NOT_SETTINGS, *files])
@@ -87,6 +97,23 @@ def load(
         if added := find(ADDED_TOKENS_FILE):
             settings["added_tokens_decoder"] = _read_added_tokens(added, settings)
     return cls(**{"name_or_path": os.fspath(source), **settings, **options, **files})
+
+
+def _vocabulary_files(
+    cls: type[PreTrainedTokenizer], options: dict[str, Any], find: Callable[..., Path | None]
+) -> dict[str, Any]:
+    """The files of the first group that is complete; those in `options` go before those that `find` finds.
+
+    Raises: MissingFileError for the last group, when none is complete.
+    """
+    given = {key: options.pop(key, None) for key in cls.vocab_files_names}
+    groups = cls.vocab_files_groups or (tuple(cls.vocab_files_names),)
+    for number, group in enumerate(sorted(groups, key=lambda group: not any(given[key] for key in group))):
+        required = number == len(groups) - 1
+        files = {key: given[key] or find(cls.vocab_files_names[key], required) for key in group}
+        if all(files.values()):
+            return files
+    raise AssertionError("a required file is found or an error")
 
 
 def _read_settings(path: Path, left_out: list[str]) -> dict[str, Any]:
@@ -196,7 +223,7 @@ def save(
     except (TypeError, ValueError) as error:
         raise InputError(f"a setting of the tokenizer cannot be saved as JSON ({error})") from error
     make_folder(folder)
-    written = list(tokenizer.save_vocabulary(folder, filename_prefix))
+    written = list(tokenizer.save_files(folder, filename_prefix))
     beyond = {token: i for token, i in tokenizer.get_added_vocab().items() if i >= tokenizer.vocab_size}
     if beyond:
         added = json.dumps(beyond, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -87,6 +87,15 @@ class SpecialTokens(ABC):
         self._extra_special_tokens = [token for token in checked if token is not None]
 
     @property
+    def extra_special_tokens_ids(self) -> list[int]:
+        """The ids of `extra_special_tokens`."""
+        return self.convert_tokens_to_ids(self.extra_special_tokens)
+
+    # The names that transformers 4 has for the same.
+    additional_special_tokens = extra_special_tokens
+    additional_special_tokens_ids = extra_special_tokens_ids
+
+    @property
     def all_special_tokens(self) -> list[str]:
         """Every special token once, the named ones first."""
         return list(dict.fromkeys([*self.special_tokens_map.values(), *self.extra_special_tokens]))

@@ -9,6 +9,9 @@ from refimpl.errors import TextInputError
 MAX_VOCAB_BYTES = 64 << 20
 MAX_JSON_BYTES = 128 << 20
 
+#: What may become of bytes that are not UTF-8 when ids are decoded, as in `bytes.decode`.
+DECODE_ERRORS = ("replace", "ignore", "backslashreplace", "strict")
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "tokenize": ("tokenize", "show the tokens of a text, or the text of ids"),
     "inspect": ("inspect", "show what a model is made of, without loading it"),
     "train-vocab": ("train_vocab", "make a vocabulary from texts"),
+    "bench": ("bench", "measure speed, beside other implementations"),
 }
 
 INTERRUPTED = 130

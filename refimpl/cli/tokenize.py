@@ -16,6 +16,8 @@ def parser(prog: str) -> common.Parser:
     examples = (
         f'{prog} "吾輩は猫である。"',
         f"{prog} --file book.txt --ids",
+        f'{prog} "吾輩は猫である。" --explain',
+        f"{prog} --file page.txt --html why.html",
         f"{prog} --decode 30014 26883 26638",
         f'{prog} "吾輩は猫である。" --ids | {prog} --decode',
     )
@@ -26,6 +28,10 @@ def parser(prog: str) -> common.Parser:
     made.add_argument("-f", "--file", metavar="PATH", help="read the text, or the ids, from a UTF-8 file")
     made.add_argument("-d", "--decode", action="store_true", help="the arguments are ids; write their text")
     made.add_argument("--ids", action="store_true", help="write the ids only")
+    made.add_argument(
+        "--explain", action="store_true", help="show for each token why it won: candidates, or merges"
+    )
+    made.add_argument("--html", metavar="PATH", help="write this explanation as a page for the browser")
     common.add_model_options(made)
     made.add_argument("--compat", help="hf (as transformers) or original (as the vocabulary was made for)")
     made.add_argument(
@@ -36,8 +42,7 @@ def parser(prog: str) -> common.Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.ids and (args.json or args.decode):
-        raise InputError(f"--ids and {'--json' if args.json else '--decode'} contradict each other")
+    _refuse_contradictions(args)
     if len(args.text) > 1 and not args.decode:
         raise InputError(
             "more than one text", found=quote(args.text[1]), hint="Put the text in quotation marks."
@@ -51,9 +56,24 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = common.load_tokenizer(common.model_name(args.model), args, **options)
     if args.decode:
         _write_decoded(tokenizer, ids, args.json)
+    elif args.explain or args.html is not None:
+        _write_explanation(tokenizer, text, args)
     else:
         _write_tokens(tokenizer, text, args)
     return 0
+
+
+def _refuse_contradictions(args: argparse.Namespace) -> None:
+    """Raises: InputError for options that ask for two things at once."""
+    chosen = {"--ids": args.ids, "--decode": args.decode, "--json": args.json, "--explain": args.explain}
+    chosen["--html"] = args.html is not None
+    pairs = [("--ids", other) for other in ("--json", "--decode", "--explain", "--html")]
+    pairs += [("--decode", "--explain"), ("--decode", "--html"), ("--json", "--html")]
+    for one, other in pairs:
+        if chosen[one] and chosen[other]:
+            raise InputError(f"{one} and {other} contradict each other")
+    if args.html == "":
+        raise InputError("the name of the page is empty", allowed="--html PATH")
 
 
 def read_ids(text: str) -> list[int]:
@@ -88,10 +108,27 @@ def _write_tokens(tokenizer: Any, text: str, args: argparse.Namespace) -> None:
         terminal.write_json({"text": text, "ids": ids, "tokens": tokens, "texts": texts})
     else:
         shown = [shown_text(*stretch) for stretch in stretches(tokenizer, ids)]
-        rows = [[str(i), _printable(token), cell] for i, token, cell in zip(ids, tokens, shown, strict=True)]
+        rows = [[str(i), printable(token), cell] for i, token, cell in zip(ids, tokens, shown, strict=True)]
         terminal.write(terminal.table([["id", "token", "text"], *rows], right=(0,)))
     if not args.quiet:
         terminal.note(f"{len(ids)} tokens for {len(text)} characters")
+
+
+def _write_explanation(tokenizer: Any, text: str, args: argparse.Namespace) -> None:
+    from refimpl.cli import explain
+
+    explanation = tokenizer.explain(text)
+    if args.html is not None:
+        from refimpl.cli.explain_html import page
+        from refimpl.files import write_atomically
+
+        terminal.write(f"{write_atomically(args.html, page(explanation))}\n")
+    elif args.json:
+        terminal.write_json(explanation.to_dict())
+    else:
+        terminal.write(explain.report(explanation))
+    if not args.quiet:
+        terminal.note(f"{len(explanation.tokens)} tokens for {len(text)} characters")
 
 
 def stretches(tokenizer: Any, ids: list[int]) -> Iterator[tuple[bytes, str]]:
@@ -112,8 +149,9 @@ def shown_text(own: bytes, complete: str) -> str:
 
 def quoted(text: str) -> str:
     """`text` in double quotes, with everything escaped that does not show."""
-    return '"' + _printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+    return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """`text` with everything escaped that does not show."""
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

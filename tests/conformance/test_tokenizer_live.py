@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,29 @@ def test_random_texts(pair, clean: bool) -> None:
     draw = random.Random(20)
     for _ in range(1500):
         assert_same(*pair[clean], random_text(draw))
+
+
+def test_many_random_texts(pair) -> None:
+    """The ids alone, of REFIMPL_STRINGS texts, by the compiled form."""
+    draw = random.Random(25)
+    theirs, ours = pair[False]
+    for _ in range(int(os.environ.get("REFIMPL_STRINGS", "100000")) // 1000):
+        texts = [random_text(draw) for _ in range(1000)]
+        expected = theirs(texts)["input_ids"]
+        for text, ids, encoding in zip(texts, expected, ours.encode_texts(texts), strict=True):
+            assert encoding.ids == ids, text
+
+
+def test_works(pair, data_folder: Path) -> None:
+    """Whole works and line by line: 200 of Aozora Bunko with REFIMPL_WORKS=200."""
+    theirs, ours = pair[False]
+    works = sorted((data_folder / "aozora").glob("*.txt"))
+    step = max(1, len(works) // int(os.environ.get("REFIMPL_WORKS", "20")))
+    for work in works[::step]:
+        text = work.read_text(encoding="utf-8")
+        lines = text.split("\n")
+        assert ours(text)["input_ids"] == theirs(text)["input_ids"], work.name
+        assert ours(lines)["input_ids"] == theirs(lines)["input_ids"], work.name
 
 
 @pytest.mark.parametrize("clean", [False, True])

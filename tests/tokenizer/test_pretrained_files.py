@@ -142,7 +142,7 @@ def test_what_the_caller_alone_decides_is_not_taken_from_the_settings(folder: Pa
     )
     configure(folder, **{name: 0.5 for name in reserved})
     tokenizer = GPTNeoXJapaneseTokenizer.from_pretrained(folder)
-    assert (tokenizer.impl, tokenizer.bpe_dropout_rate) == ("plain", 0)
+    assert (tokenizer.impl, tokenizer.bpe_dropout_rate) == ("fast", 0)
     assert not tokenizer.init_kwargs
 
 

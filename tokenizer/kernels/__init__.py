@@ -12,8 +12,26 @@ from types import ModuleType
 
 from refimpl.kernel_cache import kernel_cache
 
+# How many characters plain Python handles in the time in which compiled kernels are loaded from the cache.
+_BREAK_EVEN = 100_000
+_loaded: dict[str, ModuleType] = {}
+_done_plainly: dict[str, int] = {}
+
+
+def load_if_worth(name: str, characters: int) -> ModuleType | None:
+    """The module `name` if this process has enough text for it, now or with what it had before; else None.
+
+    A short text in a new process is done in plain Python before the kernels would be there.
+    """
+    module = _loaded.get(name)
+    if module is not None:
+        return module
+    _done_plainly[name] = _done_plainly.get(name, 0) + characters
+    return load(name) if _done_plainly[name] >= _BREAK_EVEN else None
+
 
 def load(name: str) -> ModuleType:
     """The module `name` of this folder, its machine code kept in the user's kernel cache."""
     with kernel_cache(Path(__file__).parent):
-        return import_module(f"{__name__}.{name}")
+        _loaded[name] = import_module(f"{__name__}.{name}")
+    return _loaded[name]

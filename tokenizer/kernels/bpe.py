@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 from refimpl.tokenizer.kernels.hashing import find, mixed
+from refimpl.tokenizer.kernels.tries import follow
 
 OTHER, LETTER, NUMBER, SPACE = 0, 1, 2, 3
 
@@ -26,7 +27,7 @@ _LOW = np.int64(0xFFFFFFFF)
 
 
 class BPETables(NamedTuple):
-    """The vocabulary as arrays. A trie is a hash table (`hashing.py`) from node << 8 | byte to the next node, 0 the root."""
+    """The vocabulary as arrays. A trie (`tries.py`) has edges and a value for every node."""
 
     classes: np.ndarray  # [0x110000] uint8: OTHER, LETTER, NUMBER or SPACE
     byte_ids: np.ndarray  # [256] int32: the id of each byte; -1 for a byte that leaves no token
@@ -54,7 +55,7 @@ def encode(text, text_ends, tables, memory, want_spans):
     ids = np.empty(text.size + 1, np.int32)  # no token stands for less than a byte
     spans = np.empty((ids.size if want_spans else 0, 3), np.int64)
     ends = np.empty(text_ends.size, np.int64)
-    work = np.empty((8, 256), np.int64)
+    work = np.empty((11, 256), np.int32)
     count = start = 0
     for index in range(text_ends.size):
         position, end, word = start, text_ends[index], 0
@@ -106,7 +107,7 @@ def _next_token(text, start, end, first, trie, id_of_node):
         if first[text[position]]:
             node, index, stop = np.int64(0), np.int64(-1), position
             for at in range(position, end):
-                node = find(trie, np.uint64(node) << np.uint64(8) | np.uint64(text[at]))
+                node = follow(trie, node, text[at])
                 if node < 0:
                     break
                 if id_of_node[node] >= 0:
@@ -130,7 +131,7 @@ def _encode_words(
                 count += 1
         elif spans.size or stop - start > _MOST_BYTES:
             if stop - start > work.shape[1]:
-                work = np.empty((8, 2 * (stop - start)), np.int64)
+                work = np.empty((11, 2 * (stop - start)), np.int32)
             count = merge(text, start, stop, byte_ids, merges, work, ids, count)
             for token in range(first, count if spans.size else first):
                 spans[token, 0], spans[token, 2] = work[4, token - first], word
@@ -235,10 +236,10 @@ def merge(text, start, end, byte_ids, merges, work, ids, count):
 
     Of all pairs of neighbours the one with the lowest rank is merged, of equal ranks the leftmost, again and
     again.  The pairs wait in a heap of rank << 32 | place; one that has changed since has another rank.
-    `work` is [8, at least the length]; its row 4 receives where each token begins in `text`.
+    `work` is [11, at least the length]; its row 4 receives where each token begins in `text`.
     """
     symbols, following, previous, ranks, starts = work[0], work[1], work[2], work[3], work[4]
-    heap, waiting = work[5:].reshape(-1), 0  # each merge brings at most two new pairs
+    heap, waiting = work[5:].reshape(-1).view(np.int64), 0  # room for three pairs for every byte
     size = 0
     for at in range(start, end):
         if byte_ids[text[at]] >= 0:

@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit
 
 from refimpl.tokenizer.kernels.hashing import find, mixed
+from refimpl.tokenizer.kernels.tries import follow
 
 # What `JapaneseTables.traits` says of a code point: the number of its replacement in the low bits, and
 REPLACED = 0x07
@@ -29,7 +30,7 @@ class JapaneseTables(NamedTuple):
     """The vocabulary and the emoji table as arrays.
 
     Texts of several kinds lie one after the other in one array, the i-th from starts[i] to starts[i + 1].
-    The two tries are hash tables (`hashing.py`) from node << 21 | code point to the next node; 0 is the root.
+    A trie (`tries.py`) has edges and a value for every node.
     """
 
     traits: np.ndarray  # [0x110000] uint8
@@ -50,9 +51,18 @@ class JapaneseTables(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def encode(codes, text_ends, tables, want_spans):
+def normalize(codes, tables):
+    """Code points of one text -> the same with white space, dashes and emoji replaced."""
+    written, origin = replace_characters(codes, tables)
+    written, origin = replace_emoji(written, origin, codes.size, tables)
+    return written
+
+
+@njit(cache=True, nogil=True)
+def encode(codes, text_ends, tables, is_normalized, want_spans):
     """Code points of several texts, joined -> their ids, joined.
 
+    With `is_normalized` white space and emoji have been replaced before.
     Returns: ids int32 [tokens]; where the tokens of each text end, int64 [texts]; and, if wanted, the span
     of each token in the code points of its text, int64 [tokens, 2] (else an empty array).
     """
@@ -62,8 +72,11 @@ def encode(codes, text_ends, tables, want_spans):
     count = start = 0
     for index in range(text_ends.size):
         text = codes[start : text_ends[index]]
-        written, origin = replace_characters(text, tables)
-        written, origin = replace_emoji(written, origin, text.size, tables)
+        if is_normalized:
+            written, origin = text.copy(), np.empty(0, np.int64)
+        else:
+            written, origin = replace_characters(text, tables)
+            written, origin = replace_emoji(written, origin, text.size, tables)
         needed = count + 4 * written.size
         if needed > ids.size:
             ids = _grown(ids, 2 * needed)
@@ -173,7 +186,7 @@ def _find_emoji(codes, traits, trie, place_of_node):
             continue
         node = np.int64(0)
         for position in range(start, codes.size):
-            node = find(trie, _edge(node, codes[position]))
+            node = follow(trie, node, codes[position])
             if node < 0:
                 break
             if place_of_node[node] >= 0:
@@ -182,11 +195,6 @@ def _find_emoji(codes, traits, trie, place_of_node):
                 starts[count], places[count] = start, place_of_node[node]
                 count += 1
     return starts[:count], places[:count]
-
-
-@njit(cache=True, inline="always")
-def _edge(node, code):
-    return np.uint64(node) << np.uint64(21) | np.uint64(code)
 
 
 @njit(cache=True, nogil=True)
@@ -225,7 +233,7 @@ def _longest_tag(codes, position, trie, value_of_node):
     """The longest word of more than two characters that begins with "<" and stands here: (id, length) or (-1, 0)."""
     node, index, length = np.int64(0), np.int64(-1), 0
     for end in range(position, codes.size):
-        node = find(trie, _edge(node, codes[end]))
+        node = follow(trie, node, codes[end])
         if node < 0:
             break
         if value_of_node[node] >= 0:

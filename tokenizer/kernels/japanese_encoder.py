@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
+from refimpl.tokenizer.clean_text import clean_text
 from refimpl.tokenizer.encoding import TextEncoding
 from refimpl.tokenizer.japanese_files import EmojiTable, Vocabulary
 from refimpl.tokenizer.japanese_text import KIGOU, REPLACEMENTS, U2000U2BFF, WINDOW
-from refimpl.tokenizer.kernels import hashing, japanese
+from refimpl.tokenizer.kernels import hashing, japanese, tries
 
 _CODE_POINTS = 0x110000
+
+
+def can_encode(vocabulary: Vocabulary, emoji: EmojiTable, added_ids: Mapping[str, int]) -> bool:
+    """Whether the compiled form gives the plain one's ids for such tables, as it does for any sensible ones.
+
+    A word that was also added, as a token with another id, has two ids; the plain form knows when which.
+    """
+    one_id = all(vocabulary.words.get(token, index) == index for token, index in added_ids.items())
+    return one_id and _tags_stay_whole(emoji.tags)
+
+
+def _tags_stay_whole(emoji_tags: Mapping[str, str]) -> bool:
+    """Whether no emoji can be found across the border of a tag that another emoji has left."""
+    tags = set(emoji_tags.values())
+    parts = {tag[:n] for tag in tags for n in range(1, len(tag))}
+    ends = {tag[n:] for tag in tags for n in range(1, len(tag))}
+    return not any(
+        any(tag in key for tag in tags)
+        or any(key[n:] in parts for n in range(1, len(key)))
+        or any(key[:n] in ends for n in range(1, len(key)))
+        for key in emoji_tags
+    )
 
 
 class JapaneseEncoder:
@@ -21,22 +44,35 @@ class JapaneseEncoder:
     def __init__(self, vocabulary: Vocabulary, emoji: EmojiTable, byte_ids: Sequence[int]):
         self._tables = make_tables(vocabulary, emoji.tags, byte_ids)
 
-    def encode(self, texts: Sequence[str], *, offsets: bool = False) -> list[TextEncoding]:
-        """The encodings of texts (valid Unicode, without added tokens).
+    def normalize(self, text: str) -> str:
+        """As `japanese_text.normalize`. Raises: UnicodeEncodeError for a lone surrogate."""
+        return japanese.normalize(_codes(text), self._tables).tobytes().decode("utf-32-le")
+
+    def encode_cleaned(self, texts: Sequence[str]) -> list[TextEncoding]:
+        """`encode` after `clean_text`."""
+        return self.encode([clean_text(self.normalize(text)) for text in texts], is_normalized=True)
+
+    def encode(
+        self, texts: Sequence[str], *, is_normalized: bool = False, offsets: bool = False
+    ) -> list[TextEncoding]:
+        """The encodings of texts without added tokens; offsets only of texts that are not normalized yet.
 
         Raises: UnicodeEncodeError for a lone surrogate.
         """
-        codes = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
-        text_ends = np.array(list(accumulate(map(len, texts))))
-        ids, ends, spans = japanese.encode(codes, text_ends, self._tables, offsets)
-        starts = [0, *ends[:-1].tolist()]
-        flat, rows = ids.tolist(), list(zip(starts, ends.tolist(), strict=True))
+        codes = _codes("".join(texts))
+        text_ends = np.array(list(accumulate(map(len, texts))), np.int64)
+        ids, ends, spans = japanese.encode(codes, text_ends, self._tables, is_normalized, offsets)
+        flat, rows = ids.tolist(), list(pairwise([0, *ends.tolist()]))
         if not offsets:
             return [TextEncoding(flat[start:end]) for start, end in rows]
         return [
             TextEncoding(flat[start:end], _pairs(spans[start:end]), _words(spans[start:end]))
             for start, end in rows
         ]
+
+
+def _codes(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
 def _pairs(spans: np.ndarray) -> list[tuple[int, int]]:
@@ -63,7 +99,7 @@ def make_tables(
     traits[U2000U2BFF[0] : U2000U2BFF[1] + 1] |= japanese.IS_U2000
     for key in emoji_tags:
         traits[ord(key[0])] |= japanese.STARTS_EMOJI
-    emoji_trie, emoji_of_node = _trie(emoji_tags, range(len(emoji_tags)))
+    emoji_trie, emoji_of_node = tries.build(map(_symbols, emoji_tags), range(len(emoji_tags)))
     tags, tag_starts = _joined(emoji_tags.values())
 
     words = {word: index for word, index in vocabulary.words.items() if 1 <= len(word) <= WINDOW}
@@ -72,11 +108,13 @@ def make_tables(
         if len(word) == 1:
             single[ord(word)] = index
     longer = [word for word in words if len(word) > 1 and not (word[0] == "<" and len(word) > 2)]
-    padded = "".join(word.ljust(WINDOW, "\0") for word in longer).encode("utf-32-le")
-    codes = np.frombuffer(padded, np.uint32).reshape(-1, WINDOW).astype(np.uint64)
+    padded = _codes("".join(word.ljust(WINDOW, "\0") for word in longer))
+    codes = padded.reshape(-1, WINDOW).astype(np.uint64)
     keys = codes[:, 0] | codes[:, 1] << np.uint64(21) | codes[:, 2] << np.uint64(42)
     brackets = [word for word in vocabulary.words if word.startswith("<") and len(word) > 2]
-    bracket_trie, bracket_ids = _trie(brackets, [vocabulary.words[word] for word in brackets])
+    bracket_trie, bracket_ids = tries.build(
+        map(_symbols, brackets), [vocabulary.words[word] for word in brackets]
+    )
     return japanese.JapaneseTables(
         traits=traits,
         replacements=replacements,
@@ -96,25 +134,15 @@ def make_tables(
     )
 
 
+def _symbols(word: str) -> list[int]:
+    return list(map(ord, word))
+
+
 def _joined(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     """Texts as code points one after the other, and where each begins (and the last one ends)."""
     listed = list(texts)
     starts = np.cumsum([0, *map(len, listed)], dtype=np.int64)
-    return np.frombuffer("".join(listed).encode("utf-32-le"), np.uint32), starts
-
-
-def _trie(words: Iterable[str], values: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The edges of the trie of `words` as a hash table, and the value of the word that ends at each node."""
-    edges: dict[int, int] = {}
-    value_of_node = [-1]
-    for word, value in zip(words, values, strict=True):
-        node = 0
-        for character in word:
-            node = edges.setdefault(node << 21 | ord(character), len(value_of_node))
-            if node == len(value_of_node):
-                value_of_node.append(-1)
-        value_of_node[node] = value
-    return hashing.build(list(edges), list(edges.values())), np.array(value_of_node, np.int32)
+    return _codes("".join(listed)), starts
 
 
 def _filter(keys: np.ndarray) -> np.ndarray:

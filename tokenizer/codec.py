@@ -296,7 +296,10 @@ class TokenCodec(SpecialTokens):
 
     def _explain_piece(self, text: str, read: TokenReader) -> Piece:
         """A text that holds no added token, explained."""
-        raise InputError(f"{type(self).__name__} cannot explain its tokens")
+        raise InputError(
+            f"{type(self).__name__} cannot explain its tokens",
+            allowed="GPTNeoXJapaneseTokenizer, GPTNeoXTokenizerFast",
+        )
 
     # ---- ids -> tokens -> text
 

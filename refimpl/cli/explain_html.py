@@ -33,7 +33,6 @@ _KINDS = {
     "drawn": "drawn by dropout",
     "merges": "merges",
     "whole": "whole words",
-    "piece": "pieces",
     "added": "added tokens",
 }
 
@@ -48,9 +47,6 @@ _HOW = {
         "The text is normalised and cut into words. A word begins as its UTF-8 bytes, each written as one "
         "character (Ġ is a space). Of all neighbours that a rule joins, those with the lowest rank are joined, "
         "the leftmost of equals, until no rule fits."
-    ),
-    "piece": (
-        "Of all ways to cut the text into pieces of the vocabulary, the one with the highest sum of scores wins."
     ),
 }
 

@@ -273,10 +273,13 @@ def test_html_alone_asks_for_the_explanation(inside, model, tmp_path):
     assert (tmp_path / "0.html").read_bytes() == (tmp_path / "1.html").read_bytes()
 
 
-TAGS_OF_A_PAGE = set(
-    "html head meta title style body header main footer section h1 h2 p dl dt dd div a br wbr strong small code "
-    "table thead tbody tr th td ul ol li span fieldset legend label input b details summary mark".split()
-)
+# fmt: off
+TAGS_OF_A_PAGE = {
+    "html", "head", "meta", "title", "style", "body", "header", "main", "footer", "section", "h1", "h2", "p", "dl",
+    "dt", "dd", "div", "a", "br", "wbr", "strong", "small", "code", "table", "thead", "tbody", "tr", "th", "td", "ul",
+    "ol", "li", "span", "fieldset", "legend", "label", "input", "b", "details", "summary", "mark",
+}
+# fmt: on
 
 
 def test_markup_in_the_text_stays_text(tmp_path):

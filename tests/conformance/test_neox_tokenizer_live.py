@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -123,6 +124,30 @@ def test_random_texts(file: Path, prefix_space: bool, trim: bool, impl: str) -> 
     theirs, ours = theirs_with(file, prefix_space, trim), ours_with(file, prefix_space, trim, impl)
     for _ in range(60):
         assert_same(theirs, ours, [hostile(draw) for _ in range(200)])
+
+
+def assert_same_ids(theirs: Any, ours: Any, texts: list[str]) -> None:
+    for text, encoding, found in zip(texts, theirs.encode_batch(texts), ours.encode_texts(texts), strict=True):
+        assert found.ids == encoding.ids, text[:200]
+
+
+def test_many_random_texts(file: Path) -> None:
+    """The ids alone, of REFIMPL_STRINGS texts, by the compiled form."""
+    draw = random.Random(25)
+    theirs, ours = theirs_with(file), ours_with(file, impl="fast")
+    for _ in range(int(os.environ.get("REFIMPL_STRINGS", "100000")) // 1000):
+        assert_same_ids(theirs, ours, [hostile(draw) for _ in range(1000)])
+
+
+def test_works(data_folder: Path, file: Path) -> None:
+    """Whole works and line by line: 200 of Aozora Bunko with REFIMPL_WORKS=200; every line of the other texts."""
+    theirs, ours = theirs_with(file), ours_with(file, impl="fast")
+    works = sorted((data_folder / "aozora").glob("*.txt"))
+    step = max(1, len(works) // int(os.environ.get("REFIMPL_WORKS", "20")))
+    texts = [work.read_text(encoding="utf-8") for work in works[::step]]
+    texts += [text for _, text in texts_of(data_folder)]
+    for text in texts:
+        assert_same_ids(theirs, ours, [text, *text.splitlines()])
 
 
 def texts_of(data_folder: Path) -> Iterator[tuple[str, str]]:

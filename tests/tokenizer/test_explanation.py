@@ -200,13 +200,16 @@ def test_dropout_is_a_reason_and_draws_as_tokenize_does(make_sparse) -> None:
 
 def test_added_tokens_cut_the_text_into_pieces(make_sparse) -> None:
     tokenizer = make_sparse(compat="original")
-    tokenizer.add_tokens([AddedToken("[X]", lstrip=True, rstrip=True)])
-    explanation = check(tokenizer, "は [X] は<|endoftext|>")
-    assert [piece.text for piece in explanation.pieces] == ["は", "[X]", "は", "<|endoftext|>"]
-    assert reasons(explanation)[1] == (
-        "added",
-        "an added token, cut out first, with the white space before and after it",
-    )
+    tokenizer.add_tokens([AddedToken("[X]", lstrip=True, rstrip=True), AddedToken("[Y]", lstrip=True)])
+    explanation = check(tokenizer, "は [X] は [Y]<|endoftext|>")
+    assert [piece.text for piece in explanation.pieces] == ["は", "[X]", "は", "[Y]", "<|endoftext|>"]
+    assert [(step.kind, step.reason.partition(",")[2]) for step in explanation.steps] == [
+        ("only", ""),
+        ("added", " cut out first, with the white space before and after it"),
+        ("only", ""),
+        ("added", " cut out first, with the white space before it"),
+        ("added", " cut out first"),
+    ]
 
 
 def test_added_tokens_may_be_ordinary_text(sparse) -> None:

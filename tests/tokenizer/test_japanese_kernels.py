@@ -27,7 +27,8 @@ SEEDED = settings(
 )
 
 PIECES = [
-    *" \u3000\t\n\r—−<>|()_^;.,-0123456789円年月日@:/ぁあいうアイウ日本慶応應①ｱé한𠮷\x00\ud7ff\ue000\uffff\U0010ffff¡˿‖⯿",
+    *" \u3000\t\n\r—−<>|()_^;.,-0123456789円年月日@:/ぁあいうアイウ日本慶応應①ｱé한𠮷¡˿‖⯿",
+    *"\x00\ud7ff\ue000\uffff\U0010ffff",
     *["\r\n", "<SP>", "<|byte65|>", "<|emoji1|>", "<|endoftext|>", "<|startoftext|>", "<|", "|>", "<S", "P>"],
     *[
         "(^_^)",
@@ -94,6 +95,12 @@ def test_every_character(pair) -> None:
     fast, plain = pair
     codes = [*range(0x3400), *range(0x3400, 0x110000, 97)]
     texts = [chr(code) for code in codes if not 0xD800 <= code < 0xE000]
+    assert fast.encode_texts(texts) == plain.encode_texts(texts)
+
+
+def test_every_word_before_and_after_the_smallest_character(pair) -> None:
+    fast, plain = pair
+    texts = [f"\x00{word}\x00{word}\x01" for word in plain._words.words]
     assert fast.encode_texts(texts) == plain.encode_texts(texts)
 
 

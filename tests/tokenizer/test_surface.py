@@ -238,6 +238,7 @@ def test_overflow_of_one_text() -> None:
     assert rows({"max_length": 2}, "abcde") == [["a", "b"], ["c", "d"], ["e"]]
     assert rows({"max_length": 3, "stride": 1}, "abcde") == [["a", "b", "c"], ["c", "d", "e"]]
     assert rows({"max_length": 2, "stride": 1}, "abc", truncation_side="left") == [["b", "c"], ["a", "b"]]
+    assert rows({"max_length": 2}, "abcde", truncation_side="left") == [["d", "e"], ["b", "c"], ["a"]]
     assert rows({"max_length": 5}, "abcde") == [["a", "b", "c", "d", "e"]]
     assert rows({"max_length": 0}, "ab") == [[], ["a", "b"]], "no room: all of it is the next row"
     assert rows({"max_length": 1}, "ab", add_bos_token=True, add_eos_token=True) == [
@@ -247,6 +248,9 @@ def test_overflow_of_one_text() -> None:
 
 def test_overflow_of_a_pair_is_all_combinations() -> None:
     assert rows({"max_length": 3}, "abc", "de") == [list("abd"), list("cd"), list("ce"), list("abe")]
+    assert rows({"max_length": 4}, "abcdef", "ghij") == [
+        list(row) for row in ("abgh", "cdgh", "cdij", "efgh", "efij", "abij")
+    ]
     assert rows({"max_length": 2}, "ab", "cd") == [["a", "c"], ["b", "c"], ["b", "d"], ["a", "d"]]
 
 

@@ -10,8 +10,6 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from refimpl.kernel_cache import kernel_cache
-
 # How many characters plain Python handles in the time in which compiled kernels are loaded from the cache.
 _BREAK_EVEN = 100_000
 _loaded: dict[str, ModuleType] = {}
@@ -32,6 +30,8 @@ def load_if_worth(name: str, characters: int) -> ModuleType | None:
 
 def load(name: str) -> ModuleType:
     """The module `name` of this folder, its machine code kept in the user's kernel cache."""
+    from refimpl.kernel_cache import kernel_cache
+
     with kernel_cache(Path(__file__).parent):
         _loaded[name] = import_module(f"{__name__}.{name}")
     return _loaded[name]

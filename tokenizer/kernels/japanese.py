@@ -42,7 +42,7 @@ class JapaneseTables(NamedTuple):
     tags: np.ndarray  # uint32
     tag_starts: np.ndarray  # by place
     single: np.ndarray  # [0x110000] int32: the id of a word of one character, or -1
-    words: np.ndarray  # hash table of words of two and three characters: c1 | c2 << 21 | c3 << 42 -> id
+    words: np.ndarray  # hash table of c1 | c2 << 21, or c1 | c2 << 21 | (c3 + 1) << 42 -> id
     word_filter: np.ndarray  # [power of two] bool: False where no word has this hash
     bracket_trie: np.ndarray  # of the words of three or more characters that begin with "<"
     bracket_ids: np.ndarray  # int32, by node, or -1
@@ -251,7 +251,7 @@ def _smallest_id(codes, position, single, words, word_filter):
         if other >= 0 and (index < 0 or other <= index):
             index, length = other, 2
         if position + 2 < codes.size:
-            key |= np.uint64(codes[position + 2]) << np.uint64(42)
+            key |= np.uint64(codes[position + 2] + 1) << np.uint64(42)
             other = _word(key, words, word_filter)
             if other >= 0 and (index < 0 or other <= index):
                 index, length = other, 3

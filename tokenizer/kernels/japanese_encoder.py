@@ -108,9 +108,9 @@ def make_tables(
         if len(word) == 1:
             single[ord(word)] = index
     longer = [word for word in words if len(word) > 1 and not (word[0] == "<" and len(word) > 2)]
-    padded = _codes("".join(word.ljust(WINDOW, "\0") for word in longer))
-    codes = padded.reshape(-1, WINDOW).astype(np.uint64)
-    keys = codes[:, 0] | codes[:, 1] << np.uint64(21) | codes[:, 2] << np.uint64(42)
+    # Without a third character 0 stands in its place, and so it cannot stand for U+0000.
+    codes = np.array([(*_symbols(word), -1)[:WINDOW] for word in longer], np.int64).reshape(-1, WINDOW)
+    keys = (codes[:, 0] | codes[:, 1] << 21 | (codes[:, 2] + 1) << 42).astype(np.uint64)
     brackets = [word for word in vocabulary.words if word.startswith("<") and len(word) > 2]
     bracket_trie, bracket_ids = tries.build(
         map(_symbols, brackets), [vocabulary.words[word] for word in brackets]

@@ -1,0 +1,11 @@
+"""All readers of files that are fed."""
+
+from __future__ import annotations
+
+from tests.fuzz import read_japanese, read_json_object, read_neox, read_settings
+
+READERS = {
+    reader.name: reader
+    for module in (read_json_object, read_japanese, read_neox, read_settings)
+    for reader in module.READERS
+}

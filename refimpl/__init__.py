@@ -28,6 +28,7 @@ _EXPORTS = {
     "GPTNeoXTokenizerFast": "refimpl.tokenizer",
     "GenerationConfig": "refimpl.generation.config",
     "RefimplError": "refimpl.errors",
+    "T5Tokenizer": "refimpl.tokenizer",
     "TextStreamer": "refimpl.generation.streamers",
     "embedded_model_path": "refimpl.embedded_model",
     "get_backend": "refimpl.backends",
@@ -48,7 +49,12 @@ if TYPE_CHECKING:
     from refimpl.generation.streamers import TextStreamer
     from refimpl.gpt_neox_japanese import GPTNeoXJapaneseForCausalLM, GPTNeoXJapaneseModel
     from refimpl.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-    from refimpl.tokenizer import GPTNeoXJapaneseTokenizer, GPTNeoXTokenizer, GPTNeoXTokenizerFast
+    from refimpl.tokenizer import (
+        GPTNeoXJapaneseTokenizer,
+        GPTNeoXTokenizer,
+        GPTNeoXTokenizerFast,
+        T5Tokenizer,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -100,7 +100,7 @@ _TOKENIZERS = {
             "TokenizersBackend",
         ),
     ),
-    "T5Tokenizer": ("refimpl.tokenizer.unigram", ("T5Tokenizer", "T5TokenizerFast")),
+    "T5Tokenizer": ("refimpl.tokenizer", ("T5Tokenizer", "T5TokenizerFast")),
 }
 
 #: The tokenizer of a folder that does not name one, by the files that it needs.

@@ -19,7 +19,7 @@ def quote(value: object) -> str:
     """`value` as one printable line of at most 80 characters; control characters are escaped."""
     try:
         text = " ".join(repr(value).split("\n"))
-    except ValueError:  # a whole number of thousands of digits
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, lists in lists in lists
         text = f"a huge {type(value).__name__}"
     return text if len(text) <= QUOTE_LIMIT else text[: QUOTE_LIMIT - 1] + "…"
 

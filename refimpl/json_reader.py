@@ -24,30 +24,38 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def read_text(path: str | os.PathLike[str], error_class: type[RefimplError], limit: int) -> str:
     """The text of a UTF-8 file of at most `limit` bytes, with its line ends as they are.
 
+    Raises: as `read_bytes`, and `error_class` when the file is not UTF-8 (attribute `offset`).
+    """
+    data = read_bytes(path, error_class, limit)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise error_class(
+            f"the file is not UTF-8: byte {error.start} cannot be decoded",
+            where=Path(path),
+            found=f"0x{data[error.start]:02x}",
+            offset=error.start,
+        ) from error
+
+
+def read_bytes(path: str | os.PathLike[str], error_class: type[RefimplError], limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes.
+
     Raises: MissingFileError; ResourceLimitError when it is too large; `error_class` when it is not a
-        regular file, cannot be read or is not UTF-8 (attribute `offset`).
+        regular file or cannot be read.
     """
     path = Path(path)
     try:
         # A named pipe would block for ever in a plain open().
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(handle, "rb") as file:
-            data = _read_regular(file, path, error_class, limit)
+            return _read_regular(file, path, error_class, limit)
     except RefimplError:
         raise
     except FileNotFoundError as error:
         raise MissingFileError("there is no such file", where=path) from error
     except (OSError, ValueError) as error:
         raise error_class(f"the file cannot be read ({error})", where=quote(str(path))) from error
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise error_class(
-            f"the file is not UTF-8: byte {error.start} cannot be decoded",
-            where=path,
-            found=f"0x{data[error.start]:02x}",
-            offset=error.start,
-        ) from error
 
 
 def _read_regular(file: IO[bytes], path: Path, error_class: type[RefimplError], limit: int) -> bytes:
@@ -58,7 +66,7 @@ def _read_regular(file: IO[bytes], path: Path, error_class: type[RefimplError], 
         raise ResourceLimitError(
             "the file is too large", where=path, found=f"{status.st_size} bytes", allowed=f"{limit} bytes"
         )
-    return file.read(limit)
+    return file.read(status.st_size + 1)  # not `limit`: so much memory would be asked for
 
 
 def read_json_object(

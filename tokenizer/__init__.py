@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from refimpl.tokenizer.japanese import GPTNeoXJapaneseTokenizer
     from refimpl.tokenizer.neox import GPTNeoXTokenizer, GPTNeoXTokenizerFast
     from refimpl.tokenizer.streaming import StreamDecoder
+    from refimpl.tokenizer.unigram import T5Tokenizer
 
 __all__ = [
     "AddedToken",
@@ -21,6 +22,7 @@ __all__ = [
     "GPTNeoXTokenizerFast",
     "PreTrainedTokenizer",
     "StreamDecoder",
+    "T5Tokenizer",
 ]
 
 _HOME = {
@@ -31,6 +33,7 @@ _HOME = {
     "GPTNeoXTokenizerFast": "neox",
     "PreTrainedTokenizer": "base",
     "StreamDecoder": "streaming",
+    "T5Tokenizer": "unigram",
 }
 
 

@@ -247,6 +247,13 @@ def word_starts(text: str) -> list[int]:
     return [found.start() for found in _ASCII_PATTERN.finditer(shape)]
 
 
+def word_texts(text: str) -> list[str]:
+    """The words of a text."""
+    if text.isascii():
+        return _ASCII_PATTERN.findall(text)
+    return [text[start:end] for start, end in pairwise([*word_starts(text), len(text)])]
+
+
 def words(text: AlignedText) -> Iterator[AlignedText]:
     """The words of a text; they join to it again."""
     for start, end in pairwise([*word_starts(text.text), len(text.text)]):

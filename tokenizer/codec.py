@@ -6,8 +6,10 @@ A tokenizer class supplies the abstract methods at the end of `TokenCodec`.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import filterfalse
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from refimpl.errors import InputError, TextInputError, quote
 from refimpl.tokenizer.added_tokens import (
@@ -24,6 +26,8 @@ from refimpl.tokenizer.traced_text import Text
 
 if TYPE_CHECKING:
     from refimpl.tokenizer.explanation import Explanation, Piece, TokenReader
+
+T = TypeVar("T")
 
 _TIGHTER = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'"} | {
     f" {ending}": ending for ending in ("n't", "'m", "'s", "'ve", "'re")
@@ -59,6 +63,8 @@ class TokenCodec(SpecialTokens):
         surrogates: str = "strict",
     ):
         self._vocabulary, self._base_ids = vocabulary, base_ids
+        self._token_of: dict[int, str] = {}
+        self._bytes_of: dict[int, bytes] = {}
         self._named_tokens = {
             name: check_token(special_tokens.get(name), name) for name in SPECIAL_TOKEN_NAMES
         }
@@ -129,6 +135,8 @@ class TokenCodec(SpecialTokens):
             if token.special and token.content not in already:
                 self._extra_special_tokens.append(token)
         self._splitter = AddedTokenSplitter(self._added_ids)
+        self._token_of.clear()
+        self._bytes_of.clear()
         self._revision += 1
         return count
 
@@ -308,9 +316,24 @@ class TokenCodec(SpecialTokens):
         ids = as_python(ids)
         if not isinstance(ids, list | tuple):
             return self._token(self.check_id(ids))
+        return self._looked_up(ids, skip_special_tokens, self._token_of, self._token)
+
+    def _looked_up(
+        self, ids: Sequence[Any], skip_special_tokens: bool, known: dict[int, T], find: Callable[[int], T]
+    ) -> list[T]:
+        """`find` of every id; what was found once is in `known`. Raises: InputError for what is no id."""
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        checked = [self.check_id(index, position) for position, index in enumerate(ids)]
-        return [self._token(index) for index in checked if index not in skipped]
+        if set(map(type, ids)) == {int}:  # a dict takes True for 1
+            with suppress(KeyError):
+                return list(map(known.__getitem__, filterfalse(skipped.__contains__, ids) if skipped else ids))
+        found = []
+        for position, given in enumerate(ids):
+            index = self.check_id(given, position)
+            if index not in skipped:
+                if index not in known:
+                    known[index] = find(index)
+                found.append(known[index])
+        return found
 
     def _token(self, index: int) -> str:
         added = self.added_tokens_decoder.get(index)
@@ -343,7 +366,7 @@ class TokenCodec(SpecialTokens):
         Raises: InputError for anything that is not the id of a token (attributes `position`, `value`).
         """
         ids = as_python(token_ids)
-        if isinstance(ids, list | tuple):
+        if isinstance(ids, list | tuple) and set(map(type, ids)) != {int}:
             ids = [as_python(row) for row in ids]
             if ids and all(isinstance(row, list | tuple) for row in ids):
                 return [
@@ -362,10 +385,16 @@ class TokenCodec(SpecialTokens):
         return [texts] if isinstance(texts, str) else texts
 
     def _decode_row(self, ids: Any, skip_special_tokens: bool, clean_up: bool | None) -> str:
-        tokens = self.convert_ids_to_tokens(ids, skip_special_tokens)
-        text = self.convert_tokens_to_string([tokens] if isinstance(tokens, str) else tokens)
+        text = self._text_of(ids if isinstance(ids, list | tuple) else [ids], skip_special_tokens)
         clean_up = self.clean_up_tokenization_spaces if clean_up is None else clean_up
         return self.clean_up_tokenization(text) if clean_up else text
+
+    def _text_of(self, ids: Sequence[Any], skip_special_tokens: bool) -> str:
+        """The text of ids; `_joined_bytes` is quicker than this where that is all there is to it."""
+        return self.convert_tokens_to_string(self.convert_ids_to_tokens(ids, skip_special_tokens))
+
+    def _joined_bytes(self, ids: Sequence[Any], skip_special_tokens: bool) -> bytes:
+        return b"".join(self._looked_up(ids, skip_special_tokens, self._bytes_of, self.token_bytes))
 
     def clean_up_tokenization(self, text: str) -> str:
         """`text` without the space before English punctuation and contractions."""

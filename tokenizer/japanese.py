@@ -6,6 +6,7 @@ import json
 import os
 import random
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -265,6 +266,11 @@ class GPTNeoXJapaneseTokenizer(PreTrainedTokenizer):
         if self.compat == "hf":
             return "".join(tokens).strip()
         return b"".join(spelled_out(token, self._emoji) for token in tokens).decode("utf-8", "replace")
+
+    def _text_of(self, ids: Sequence[Any], skip_special_tokens: bool) -> str:
+        if self.compat == "hf":
+            return super()._text_of(ids, skip_special_tokens)
+        return self._joined_bytes(ids, skip_special_tokens).decode("utf-8", "replace")
 
     def saved_options(self) -> dict[str, Any]:
         compat = {"compat": self.compat} if self.compat != "hf" else {}

@@ -33,6 +33,7 @@ _BYTE_TAG = re.compile(r"<\|byte(0|[1-9][0-9]{0,2})\|>")
 # Every line that `_check_line` could refuse, but for the byte order mark of the first, and few others.
 _SUSPECT = re.compile(rf"^$|[\x00-\x1f\x7f-\x9f]|[^,]{{{MAX_WORD_LENGTH + 1}}}|<\|byte")
 _EMOJI_TAG = re.compile(r"<\|emoji[0-9]{1,6}\|>")
+_LONGEST_TAG = len("<|emoji123456|>")
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,10 @@ def read_emoji_table(path: str | os.PathLike[str], vocabulary: Vocabulary) -> Em
                 found=quote(tag),
                 allowed="<|emoji1|> and the like",
             )
+    ranges = [(start, end) for end in range(1, _LONGEST_TAG + 1) for start in range(end)]
+    parts = {tag[start:end] for tag in distinct for start, end in ranges}
     for key in tags:
-        if not 1 <= len(key) <= MAX_EMOJI_LENGTH or any(key in tag for tag in distinct):
+        if not 1 <= len(key) <= MAX_EMOJI_LENGTH or key in parts:
             raise TokenizerFileError(
                 "this cannot stand for an emoji",
                 where=path,

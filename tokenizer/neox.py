@@ -21,7 +21,7 @@ from refimpl.files import write_atomically
 from refimpl.tokenizer.added_tokens import AddedToken
 from refimpl.tokenizer.base import PreTrainedTokenizer
 from refimpl.tokenizer.bpe import BpeTables, MergeStep, encode_word, merge_steps
-from refimpl.tokenizer.byte_level import AlignedText, is_normal, nfc, nfc_aligned, to_bytes, words
+from refimpl.tokenizer.byte_level import AlignedText, is_normal, nfc, nfc_aligned, to_bytes, word_texts, words
 from refimpl.tokenizer.codec import check_surrogates
 from refimpl.tokenizer.encoding import TextEncoding
 from refimpl.tokenizer.kernels import load_if_worth
@@ -226,6 +226,10 @@ class GPTNeoXTokenizerFast(PreTrainedTokenizer):
         if self.impl == "plain":
             return None
         try:
+            if len(texts) == 1 and not offsets and len(texts[0]) <= _SHORT:
+                ids = self._encode_known_words(texts[0])
+                if ids is not None:
+                    return [TextEncoding(ids)]
             encoder = self._compiled(sum(map(len, texts)))
             if encoder is None:
                 return None
@@ -238,6 +242,18 @@ class GPTNeoXTokenizerFast(PreTrainedTokenizer):
             return None if offsets else self._encode_around_added_tokens(texts, split, encoder)
         except (TypeError, UnicodeEncodeError):  # not a text, a lone surrogate
             return None
+
+    def _encode_known_words(self, text: str) -> list[int] | None:
+        """The ids of a short text, with less ado than a call of a kernel; None for one that needs more care."""
+        if self.add_prefix_space or not self._is_normal(text) or type(text) is not str:
+            return None
+        if any(finder.may_find(text) for finder in self._finders_of_added_tokens()):
+            return None
+        ids: list[int] = []
+        known = self._known_words
+        for word in word_texts(text):
+            ids += (known.get(word) or self._encode_word(word))[0]
+        return ids
 
     def _is_normal(self, text: str) -> bool:
         return not self.nfc or is_normal(text)
@@ -524,6 +540,9 @@ class GPTNeoXTokenizerFast(PreTrainedTokenizer):
             )
         )
 
+    def _text_of(self, ids: Sequence[Any], skip_special_tokens: bool) -> str:
+        return self._text(self._joined_bytes(ids, skip_special_tokens))
+
     def _decode_row(self, ids: Any, skip_special_tokens: bool, clean_up: bool | None) -> str:
         return super()._decode_row(ids, skip_special_tokens, bool(clean_up))
 
@@ -590,6 +609,7 @@ GPTNeoXTokenizer = GPTNeoXTokenizerFast
 _ROLES = ("unk_token", "bos_token", "eos_token", "pad_token")
 _PADDING_UNIT = 1024  # 128 times as many as eight GPUs share one embedding
 _LONGEST_KNOWN, _MOST_KNOWN = 64, 1 << 16
+_SHORT = 400  # characters: from here on a call of a kernel is quicker than looking up word by word
 
 
 def _resolve(given: Any, in_file: str | None, known: Mapping[str, int], where: object) -> Any:

@@ -47,6 +47,10 @@ class AddedTokenFinder:
             return None
         return {content: index for content, (index, _) in self._tokens.items()}
 
+    def may_find(self, text: str) -> bool:
+        """Whether a token may stand in `text`; False is certain."""
+        return self._splitter.may_cut(text)
+
     def find(self, text: str, special_too: bool) -> list[tuple[int, int, int | None]]:
         """The text in stretches `(start, end, id)`; the id is None for what is no added token.
 

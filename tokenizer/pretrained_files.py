@@ -13,6 +13,7 @@ from refimpl.files import make_folder, write_atomically
 from refimpl.json_reader import read_json_object
 from refimpl.tokenizer.added_tokens import MAX_ADDED_TOKENS, AddedToken
 from refimpl.tokenizer.options import as_integer
+from refimpl.tokenizer.sentencepiece_model import sampling_problem
 from refimpl.tokenizer.special_tokens import SPECIAL_TOKEN_NAMES
 from refimpl.tokenizer.text_files import DECODE_ERRORS, MAX_JSON_BYTES
 
@@ -63,6 +64,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trim_offsets": (lambda v: isinstance(v, bool), "true or false"),
     "nfc": (lambda v: isinstance(v, bool), "true or false"),
     "errors": (lambda v: isinstance(v, str) and v in DECODE_ERRORS, ", ".join(DECODE_ERRORS)),
+    "do_lower_case": (lambda v: isinstance(v, bool), "true or false"),
+    "legacy": (lambda v: isinstance(v, bool), "true or false"),
+    "extra_ids": (lambda v: type(v) is int and 0 <= v <= MAX_ADDED_TOKENS, f"0 to {MAX_ADDED_TOKENS}"),
+    "sp_model_kwargs": (lambda v: sampling_problem(v) is None, "enable_sampling, nbest_size and alpha"),
     "padded_vocab_size": (lambda v: type(v) is int and 0 <= v <= 2**31, "0 to 2**31"),
 }
 
@@ -87,6 +92,7 @@ def load(
 
     files = _vocabulary_files(cls, options, find)
     settings: dict[str, Any] = {}
+    special = added = None
     if config := find(CONFIG_FILE):
         settings = _read_settings(config, [*_NOT_SETTINGS, *files])
     if "added_tokens_decoder" not in settings:
@@ -96,7 +102,15 @@ def load(
             )
         if added := find(ADDED_TOKENS_FILE):
             settings["added_tokens_decoder"] = _read_added_tokens(added, settings)
-    return cls(**{"name_or_path": os.fspath(source), **settings, **options, **files})
+    given = {"name_or_path": os.fspath(source), **options, **files}
+    try:
+        return cls(**{**settings, **given})
+    except InputError as error:
+        cls(**given)  # raises where the call is to blame
+        where = ", ".join(str(path) for path in (config, special, added) if path)
+        raise TokenizerFileError(
+            error.what, where=where, found=error.found, allowed=error.allowed, hint=error.hint
+        ) from error
 
 
 def _vocabulary_files(
@@ -155,19 +169,20 @@ def _read_special_tokens(config: Mapping[str, Any], path: Path) -> dict[str, Any
 
 def _read_token(value: Any, path: Path) -> Any:
     """A token of a JSON file: a non-empty text as it is, an object as an AddedToken."""
-    if isinstance(value, str) and value:
-        return value
     names = ("content", "single_word", "lstrip", "rstrip", "special", "normalized")
-    if isinstance(value, dict) and value.get("content"):
-        try:
-            return AddedToken(**{name: value[name] for name in names if name in value})
-        except InputError as error:
-            raise TokenizerFileError(
-                error.what, where=path, found=error.found, allowed=error.allowed
-            ) from error
-    raise TokenizerFileError(
-        "this is not a token", where=path, found=quote(value), allowed='a text, or an object with "content"'
-    )
+    options = {"content": value} if isinstance(value, str) else value
+    if not isinstance(options, dict) or not options.get("content"):
+        raise TokenizerFileError(
+            "this is not a token",
+            where=path,
+            found=quote(value),
+            allowed='a text, or an object with "content"',
+        )
+    try:
+        token = AddedToken(**{name: options[name] for name in names if name in options})
+    except InputError as error:
+        raise TokenizerFileError(error.what, where=path, found=error.found, allowed=error.allowed) from error
+    return value if isinstance(value, str) else token
 
 
 def _as_added(token: str | AddedToken) -> AddedToken:
@@ -175,9 +190,8 @@ def _as_added(token: str | AddedToken) -> AddedToken:
 
 
 def _read_id(index: Any, path: Path) -> int:
-    number = (
-        int(index) if isinstance(index, str) and index.isascii() and index.isdigit() else as_integer(index)
-    )
+    digits = isinstance(index, str) and index.isascii() and index.isdigit() and len(index) <= 10
+    number = int(index) if digits else as_integer(index)
     if number is None or not 0 <= number < 2**31:
         raise TokenizerFileError(
             "this is not a token id", where=path, found=quote(index), allowed="0 to 2**31 - 1"
@@ -220,7 +234,7 @@ def save(
         config["extra_special_tokens"] = tokenizer.extra_special_tokens
     try:
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"a setting of the tokenizer cannot be saved as JSON ({error})") from error
     make_folder(folder)
     written = list(tokenizer.save_files(folder, filename_prefix))

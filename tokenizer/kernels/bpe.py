@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from refimpl.tokenizer.kernels.hashing import find, mixed
+from refimpl.tokenizer.kernels.hashing import mixed
+from refimpl.tokenizer.kernels.merging import WORK_ROWS, merge
 from refimpl.tokenizer.kernels.tries import follow
 
 OTHER, LETTER, NUMBER, SPACE = 0, 1, 2, 3
@@ -22,8 +23,6 @@ OTHER, LETTER, NUMBER, SPACE = 0, 1, 2, 3
 _MOST_BYTES, _MOST_IDS = 15, 3
 
 _BLANK, _APOSTROPHE = 0x20, 0x27
-_NO_RANK = np.int64(-1)
-_LOW = np.int64(0xFFFFFFFF)
 
 
 class BPETables(NamedTuple):
@@ -32,6 +31,7 @@ class BPETables(NamedTuple):
     classes: np.ndarray  # [0x110000] uint8: OTHER, LETTER, NUMBER or SPACE
     byte_ids: np.ndarray  # [256] int32: the id of each byte; -1 for a byte that leaves no token
     merges: np.ndarray  # hash table (left + 1) << 32 | right -> rank << 32 | id of the merged token
+    merge_filter: np.ndarray
     raw_first: np.ndarray  # [256] bool: the bytes with which an added token begins that is cut out first
     raw_trie: np.ndarray
     raw_ids: np.ndarray  # int32, by node, or -1
@@ -55,7 +55,7 @@ def encode(text, text_ends, tables, memory, want_spans):
     ids = np.empty(text.size + 1, np.int32)  # no token stands for less than a byte
     spans = np.empty((ids.size if want_spans else 0, 3), np.int64)
     ends = np.empty(text_ends.size, np.int64)
-    work = np.empty((11, 256), np.int32)
+    work = np.empty((WORK_ROWS, 256), np.int32)
     count = start = 0
     for index in range(text_ends.size):
         position, end, word = start, text_ends[index], 0
@@ -74,6 +74,7 @@ def encode(text, text_ends, tables, memory, want_spans):
                     tables.classes,
                     tables.byte_ids,
                     tables.merges,
+                    tables.merge_filter,
                     memory,
                     work,
                     ids,
@@ -119,7 +120,7 @@ def _next_token(text, start, end, first, trie, id_of_node):
 
 @njit(cache=True)
 def _encode_words(
-    text, start, end, classes, byte_ids, merges, memory, work, ids, spans, count, word
+    text, start, end, classes, byte_ids, merges, merge_filter, memory, work, ids, spans, count, word
 ):  # fmt: skip
     """Writes the ids of the words between `start` and `end`. Returns: the new count, the next word's number, `work`."""
     while start < end:
@@ -131,13 +132,13 @@ def _encode_words(
                 count += 1
         elif spans.size or stop - start > _MOST_BYTES:
             if stop - start > work.shape[1]:
-                work = np.empty((11, 2 * (stop - start)), np.int32)
-            count = merge(text, start, stop, byte_ids, merges, work, ids, count)
+                work = np.empty((WORK_ROWS, 2 * (stop - start)), np.int32)
+            count = merge(text, start, stop, byte_ids, merges, merge_filter, work, ids, count)
             for token in range(first, count if spans.size else first):
-                spans[token, 0], spans[token, 2] = work[4, token - first], word
-                spans[token, 1] = work[4, token - first + 1] if token + 1 < count else stop
+                spans[token, 0], spans[token, 2] = work[1, token - first], word
+                spans[token, 1] = work[1, token - first + 1] if token + 1 < count else stop
         else:
-            count = _remembered(text, start, stop, byte_ids, merges, memory, work, ids, count)
+            count = _remembered(text, start, stop, byte_ids, merges, merge_filter, memory, work, ids, count)
         if spans.size and stop - start == 1 and count > first:
             spans[first, 0], spans[first, 1], spans[first, 2] = start, stop, word
         word += 1
@@ -202,7 +203,7 @@ def _character(text, position, classes):
 
 
 @njit(cache=True)
-def _remembered(text, start, end, byte_ids, merges, memory, work, ids, count):
+def _remembered(text, start, end, byte_ids, merges, merge_filter, memory, work, ids, count):
     """`merge` for a short word, by way of a memory in which a new word takes the place of an older one."""
     low, high = np.uint64(0), np.uint64(end - start) << np.uint64(56)
     for at in range(min(8, end - start)):
@@ -219,7 +220,7 @@ def _remembered(text, start, end, byte_ids, merges, memory, work, ids, count):
         if number > 2:
             ids[count + 2] = rest & 0x7FFFFFFF
         return count + number
-    after = merge(text, start, end, byte_ids, merges, work, ids, count)
+    after = merge(text, start, end, byte_ids, merges, merge_filter, work, ids, count)
     number = after - count
     if 1 <= number <= _MOST_IDS:
         memory[slot, 0], memory[slot, 1] = low, high
@@ -228,84 +229,3 @@ def _remembered(text, start, end, byte_ids, merges, memory, work, ids, count):
         memory[slot, 2] = np.uint64(second << 32 | ids[count])
         memory[slot, 3] = np.uint64(number << 32 | third)
     return after
-
-
-@njit(cache=True)
-def merge(text, start, end, byte_ids, merges, work, ids, count):
-    """Writes the ids of one word from `ids[count]` on. Returns: the new count.
-
-    Of all pairs of neighbours the one with the lowest rank is merged, of equal ranks the leftmost, again and
-    again.  The pairs wait in a heap of rank << 32 | place; one that has changed since has another rank.
-    `work` is [11, at least the length]; its row 4 receives where each token begins in `text`.
-    """
-    symbols, following, previous, ranks, starts = work[0], work[1], work[2], work[3], work[4]
-    heap, waiting = work[5:].reshape(-1).view(np.int64), 0  # room for three pairs for every byte
-    size = 0
-    for at in range(start, end):
-        if byte_ids[text[at]] >= 0:
-            symbols[size], following[size], previous[size] = byte_ids[text[at]], size + 1, size - 1
-            starts[size] = at
-            size += 1
-    for left in range(size):
-        waiting = _consider(left, size, symbols, following, ranks, merges, heap, waiting)
-    while waiting:
-        rank, left, waiting = _pop(heap, waiting)
-        if ranks[left] != rank:
-            continue
-        right = following[left]
-        symbols[left] = find(merges, _pair(symbols[left], symbols[right])) & _LOW
-        ranks[right] = _NO_RANK
-        following[left] = following[right]
-        if following[left] < size:
-            previous[following[left]] = left
-        waiting = _consider(left, size, symbols, following, ranks, merges, heap, waiting)
-        if previous[left] >= 0:
-            waiting = _consider(previous[left], size, symbols, following, ranks, merges, heap, waiting)
-    place = tokens = 0
-    while place < size:
-        ids[count + tokens] = symbols[place]
-        starts[tokens] = starts[place]
-        tokens += 1
-        place = following[place]
-    return count + tokens
-
-
-@njit(cache=True)
-def _consider(left, size, symbols, following, ranks, merges, heap, waiting):
-    """Notes the rank of the pair that begins at `left`, and lets it wait in the heap. Returns: how many wait."""
-    ranks[left] = _NO_RANK
-    right = following[left]
-    if right >= size:
-        return waiting
-    found = find(merges, _pair(symbols[left], symbols[right]))
-    if found < 0:
-        return waiting
-    ranks[left] = found >> 32
-    entry, place = ranks[left] << 32 | left, waiting
-    while place > 0 and heap[(place - 1) >> 1] > entry:
-        heap[place] = heap[(place - 1) >> 1]
-        place = (place - 1) >> 1
-    heap[place] = entry
-    return waiting + 1
-
-
-@njit(cache=True)
-def _pop(heap, waiting):
-    """The lowest rank, its place, and how many wait after it has gone."""
-    top, waiting = heap[0], waiting - 1
-    entry, place = heap[waiting], 0
-    while 2 * place + 1 < waiting:
-        child = 2 * place + 1
-        if child + 1 < waiting and heap[child + 1] < heap[child]:
-            child += 1
-        if heap[child] >= entry:
-            break
-        heap[place] = heap[child]
-        place = child
-    heap[place] = entry
-    return top >> 32, top & _LOW, waiting
-
-
-@njit(cache=True, inline="always")
-def _pair(left, right):
-    return np.uint64(left + 1) << np.uint64(32) | np.uint64(right)

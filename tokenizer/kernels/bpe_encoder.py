@@ -98,15 +98,14 @@ def make_tables(tables: BpeTables) -> bpe.BPETables:
     lefts, rights = np.array(tables.lefts, np.uint64), np.array(tables.rights, np.uint64)
     results = np.array(tables.results, np.uint64)
     # Of two rules for one pair the later one counts, as in the plain form.
-    merges = hashing.build(
-        (lefts + np.uint64(1)) << np.uint64(32) | rights,
-        np.arange(len(results), dtype=np.uint64) << np.uint64(32) | results,
-    )
+    pairs = (lefts + np.uint64(1)) << np.uint64(32) | rights
+    merges = hashing.build(pairs, np.arange(len(results), dtype=np.uint64) << np.uint64(32) | results)
     unknown = -1 if tables.unk_id is None else tables.unk_id
     return bpe.BPETables(
         classes,
         np.array([unknown if index is None else index for index in tables.byte_ids], np.int32),
         merges,
+        hashing.build_filter(pairs),
         *_added({}),
         *_added({}),
     )

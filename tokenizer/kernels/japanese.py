@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from refimpl.tokenizer.kernels.hashing import find, mixed
+from refimpl.tokenizer.kernels.hashing import find_filtered
 from refimpl.tokenizer.kernels.tries import follow
 
 # What `JapaneseTables.traits` says of a code point: the number of its replacement in the low bits, and
@@ -43,7 +43,7 @@ class JapaneseTables(NamedTuple):
     tag_starts: np.ndarray  # by place
     single: np.ndarray  # [0x110000] int32: the id of a word of one character, or -1
     words: np.ndarray  # hash table of c1 | c2 << 21, or c1 | c2 << 21 | (c3 + 1) << 42 -> id
-    word_filter: np.ndarray  # [power of two] bool: False where no word has this hash
+    word_filter: np.ndarray
     bracket_trie: np.ndarray  # of the words of three or more characters that begin with "<"
     bracket_ids: np.ndarray  # int32, by node, or -1
     byte_ids: np.ndarray  # [256] int32
@@ -247,23 +247,15 @@ def _smallest_id(codes, position, single, words, word_filter):
     index, length = np.int64(single[codes[position]]), 1
     if position + 1 < codes.size:
         key = np.uint64(codes[position]) | np.uint64(codes[position + 1]) << np.uint64(21)
-        other = _word(key, words, word_filter)
+        other = find_filtered(words, word_filter, key)
         if other >= 0 and (index < 0 or other <= index):
             index, length = other, 2
         if position + 2 < codes.size:
             key |= np.uint64(codes[position + 2] + 1) << np.uint64(42)
-            other = _word(key, words, word_filter)
+            other = find_filtered(words, word_filter, key)
             if other >= 0 and (index < 0 or other <= index):
                 index, length = other, 3
     return index, length
-
-
-@njit(cache=True)
-def _word(key, words, word_filter):
-    """The id of a word, or -1. Most keys are no word; the filter says so without a trip to main memory."""
-    if not word_filter[mixed(key) & (word_filter.size - 1)]:
-        return np.int64(-1)
-    return find(words, key)
 
 
 @njit(cache=True)

@@ -126,7 +126,7 @@ def make_tables(
         tag_starts=tag_starts,
         single=single,
         words=hashing.build(keys, [words[word] for word in longer]),
-        word_filter=_filter(keys),
+        word_filter=hashing.build_filter(keys),
         bracket_trie=bracket_trie,
         bracket_ids=bracket_ids,
         byte_ids=np.array(byte_ids, np.int32),
@@ -143,13 +143,3 @@ def _joined(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     listed = list(texts)
     starts = np.cumsum([0, *map(len, listed)], dtype=np.int64)
     return _codes("".join(listed)), starts
-
-
-def _filter(keys: np.ndarray) -> np.ndarray:
-    """For every hash whether one of `keys` has it; four to eight times as many hashes as keys."""
-    size = 1024
-    while size < 4 * len(keys):
-        size *= 2
-    present = np.zeros(size, np.bool_)
-    hashing.mark_all(present, keys)
-    return present

@@ -44,7 +44,8 @@ def processors() -> int:
 
 def _equal_parts(texts: Sequence[str], characters: int, count: int) -> list[Sequence[str]]:
     """The texts in `count` parts, in order, each with about the same number of characters."""
-    parts, start, seen = [], 0, 0
+    parts: list[Sequence[str]] = []
+    start = seen = 0
     for index, text in enumerate(texts):
         seen += len(text)
         if seen * count >= characters * (len(parts) + 1):

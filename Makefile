@@ -12,13 +12,14 @@ export REFIMPL_DATA
 # Two editable installs at once would write the same files.
 .NOTPARALLEL:
 
-.PHONY: demo test lint conformance bench train goldens clean help
+.PHONY: demo test lint conformance check-long bench train goldens clean help
 
 help:
 	@echo "make demo         print Japanese text written by the model that ships inside the package"
 	@echo "make test         the tests"
 	@echo "make lint         ruff and mypy"
 	@echo "make conformance  compare with transformers, live (installs PyTorch and transformers)"
+	@echo "make check-long   the same with a million random texts and 200 works for each tokenizer"
 	@echo "make bench        measure speed beside other implementations (installs transformers and tiktoken)"
 	@echo "make train        train the embedded model again"
 	@echo "make goldens      make the golden vectors again, from transformers"
@@ -40,6 +41,9 @@ lint: .venv-test/ready
 
 conformance: .venv-conformance/ready
 	.venv-conformance/bin/python -m pytest tests/conformance
+
+check-long: .venv-conformance/ready
+	REFIMPL_STRINGS=1000000 REFIMPL_WORKS=200 .venv-conformance/bin/python -m pytest tests/conformance -k "many_random or works"
 
 # For example: make bench BENCH="--model gpt-neox-20b --json > record.json"
 bench: .venv-bench/ready

@@ -318,11 +318,15 @@ class TokenCodec(SpecialTokens):
             return self._token(self.check_id(ids))
         return self._looked_up(ids, skip_special_tokens, self._token_of, self._token)
 
+    def skipped_ids(self) -> set[int]:
+        """The ids that `skip_special_tokens` leaves out."""
+        return set(self.all_special_ids)
+
     def _looked_up(
         self, ids: Sequence[Any], skip_special_tokens: bool, known: dict[int, T], find: Callable[[int], T]
     ) -> list[T]:
         """`find` of every id; what was found once is in `known`. Raises: InputError for what is no id."""
-        skipped = set(self.all_special_ids) if skip_special_tokens else set()
+        skipped = self.skipped_ids() if skip_special_tokens else set()
         if set(map(type, ids)) == {int}:  # a dict takes True for 1
             with suppress(KeyError):
                 return list(map(known.__getitem__, filterfalse(skipped.__contains__, ids) if skipped else ids))

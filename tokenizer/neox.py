@@ -540,6 +540,11 @@ class GPTNeoXTokenizerFast(PreTrainedTokenizer):
             )
         )
 
+    def skipped_ids(self) -> set[int]:
+        """The ids that `skip_special_tokens` leaves out: also of tokens that only the file calls special."""
+        special = {index for index, token in self.added_tokens_decoder.items() if token.special}
+        return super().skipped_ids() | special
+
     def _text_of(self, ids: Sequence[Any], skip_special_tokens: bool) -> str:
         return self._text(self._joined_bytes(ids, skip_special_tokens))
 

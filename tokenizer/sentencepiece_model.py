@@ -63,6 +63,14 @@ class SentencePieceModel:
                 "this is not a usable model of sentencepiece", where=where, found=_reason(error)
             ) from error
         self.unk_id: int = self.processor.unk_id()
+        if self.unk_id < 0 or len(set(self.pieces)) < len(self.pieces):  # these the package lets through
+            raise TokenizerFileError(
+                "this is not a usable model of sentencepiece",
+                where=where,
+                found="no piece for what is unknown"
+                if self.unk_id < 0
+                else "a piece that stands there twice",
+            )
         #: The byte for which each byte piece stands.
         self.bytes = {
             piece: int(piece[1:-1], 16) for piece, yes in zip(self.pieces, is_byte, strict=True) if yes

@@ -18,7 +18,7 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: TokenCodec, skip_special_tokens: bool = True):
         self._tokenizer = tokenizer
-        self._skipped = frozenset(tokenizer.all_special_ids) if skip_special_tokens else frozenset[int]()
+        self._skipped = tokenizer.skipped_ids() if skip_special_tokens else set()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def put(self, index: Any) -> str:

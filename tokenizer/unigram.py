@@ -117,6 +117,15 @@ class T5Tokenizer(PreTrainedTokenizer):
         """The ids of `get_sentinel_tokens()`."""
         return self.convert_tokens_to_ids(self.get_sentinel_tokens())
 
+    def add_tokens(
+        self, new_tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
+    ) -> int:
+        count = super().add_tokens(new_tokens, special_tokens)
+        known = self._vocabulary
+        #: Whether the settings give a piece of the model another id than the model does.
+        self._has_other_ids = any(known.get(token, i) != i for token, i in self._added_ids.items())
+        return count
+
     # ---- text -> tokens -> ids
 
     def tokenize(
@@ -154,9 +163,18 @@ class T5Tokenizer(PreTrainedTokenizer):
         return TextEncoding(ids)
 
     def _ids(self, text: str) -> list[int]:
-        """The ids of `_tokenize`, found faster; of an unknown piece, which may look like a control piece."""
+        """The ids of `_tokenize(text)`, found faster."""
+        if self._has_other_ids:
+            return self.convert_tokens_to_ids(self._tokenize(text))
         ids = self._model.ids(text)
-        return self.convert_tokens_to_ids(self._model.tokens(text)) if self._model.unk_id in ids else ids
+        unknown = self._model.unk_id
+        if unknown not in ids:
+            return ids
+        # What is unknown may look like a control piece or an added token, and has its id then.
+        return [
+            self.convert_tokens_to_ids(token) if index == unknown else index
+            for index, token in zip(ids, self._model.tokens(text), strict=True)
+        ]
 
     def _encode_with_offsets(self, text: TracedText, split_special_tokens: bool | None) -> TextEncoding:
         tokens: list[str] = []

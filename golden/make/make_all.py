@@ -10,7 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-MAKERS = ("make_ops.py", "make_models.py", "make_tokenizer.py", "make_manifest.py")
+MAKERS = (
+    "make_ops.py",
+    "make_models.py",
+    "make_tokenizer.py",
+    "make_neox_tokenizer.py",
+    "make_manifest.py",
+)
 
 
 def main() -> None:

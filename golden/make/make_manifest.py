@@ -61,6 +61,13 @@ TOKENIZER_SOURCE = {
     "address": "https://github.com/huggingface/transformers/tree/v5.23.0/src/transformers/models/gpt_neox_japanese",
     "command": "python golden/make/make_tokenizer.py",
 }
+NEOX_TOKENIZER_SOURCE = {
+    "kind": "independent",
+    "library": "tokenizers",
+    "version": "0.23.3",
+    "address": "https://github.com/huggingface/tokenizers/tree/v0.23.3",
+    "command": "python golden/make/make_neox_tokenizer.py",
+}
 EMBEDDED_FILES = ("config.json", "model.safetensors")
 
 
@@ -102,6 +109,7 @@ def cases_of_tokenizer(path: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def tokenizer_case(line: dict[str, Any], name: str, number: int) -> dict[str, Any]:
+    source = NEOX_TOKENIZER_SOURCE if name.startswith("tokenizer/neox") else TOKENIZER_SOURCE
     entry = {
         "id": line["id"],
         "level": "tokenizer",
@@ -110,7 +118,7 @@ def tokenizer_case(line: dict[str, Any], name: str, number: int) -> dict[str, An
         "required": line.get("required", True),
         "inputs": {"file": name, "line": number},
         "expect": line.get("expect", {"kind": "return"}),
-        "source": line.get("source", TOKENIZER_SOURCE),
+        "source": line.get("source", source),
     }
     if "vocabulary" in line:
         entry["inputs"]["vocabulary"] = f"{name.rpartition('/')[0]}/{line['vocabulary']}"

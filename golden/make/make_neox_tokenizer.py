@@ -135,7 +135,7 @@ def order_content() -> Content:
 def unknown_content() -> Content:
     tokens = ["<unk>", "a", "b", "Ġ", "ab", "abba", "ba"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    entry = {"id": 0, **vocabularies.added("<unk>", special=True)}
+    entry = {"id": 0, **vocabularies.added("<unk>")}
     return content_of(
         vocabulary, ["a b", "b a"], [entry], unk_token="<unk>", fuse_unk=True, ignore_merges=True
     )
@@ -276,7 +276,7 @@ def encoding_line(case: texts.Case, content: Content, vocabulary: str) -> Line:
     }
     if case.pair is not None or 1 in trimmed.special_tokens_mask:
         line |= {"type_ids": trimmed.type_ids, "special_tokens_mask": trimmed.special_tokens_mask}
-    return line | decoded(tokenizer, trimmed.ids)
+    return line | decoded(tokenizer, trimmed.ids, content)
 
 
 def with_ids(added_tokens: Iterable[Content], content: Content) -> list[Content]:
@@ -290,11 +290,38 @@ def with_ids(added_tokens: Iterable[Content], content: Content) -> list[Content]
     return [{"id": ids[token["content"]], **token} for token in added_tokens]
 
 
-def decoded(tokenizer: Tokenizer, ids: list[int]) -> Line:
-    return {
-        "decoded": tokenizer.decode(ids, skip_special_tokens=False),
-        "decoded_without_special_tokens": tokenizer.decode(ids, skip_special_tokens=True),
+def decoded(tokenizer: Tokenizer, ids: list[int], content: Content) -> Line:
+    """The texts of ids.  An added token is its own text; the library takes one that is spelled like bytes for bytes."""
+    line: Line = {}
+    vocabulary = content["model"]["vocab"]
+    added = {
+        i: token
+        for i, token in tokenizer.get_added_tokens_decoder().items()
+        if token.content not in vocabulary
     }
+    for key, skip in (("decoded", False), ("decoded_without_special_tokens", True)):
+        theirs = tokenizer.decode(ids, skip_special_tokens=skip)
+        ours = "".join(
+            ("" if skip and added[run[0]].special else added[run[0]].content)
+            if run[0] in added
+            else tokenizer.decode(run, skip_special_tokens=skip)
+            for run in runs(ids, added)
+        )
+        line[key] = ours
+        if theirs != ours:
+            line[f"{key}_by_library"] = theirs
+    return line
+
+
+def runs(ids: list[int], added: Iterable[int]) -> list[list[int]]:
+    """The ids cut so that each added token stands alone."""
+    parts: list[list[int]] = []
+    for index in ids:
+        if parts and index not in added and parts[-1][0] not in added:
+            parts[-1].append(index)
+        else:
+            parts.append([index])
+    return parts
 
 
 def lines_of(cases: Iterable[texts.Case], content: Content, vocabulary: str) -> list[Line]:
@@ -318,7 +345,7 @@ def decoding_lines(content: Content) -> list[Line]:
             "ids": ids,
             "pieces": pieces,
         }
-        lines.append(line | decoded(tokenizer, ids))
+        lines.append(line | decoded(tokenizer, ids, content))
     return lines
 
 
@@ -338,7 +365,7 @@ def file_lines(small: Content) -> list[Line]:
     """Files that say the same in other words, and files that are refused."""
     head = {"vocabulary": "neox_small"}
     lines = []
-    case = texts.Case("", "", "The  ships' été e\u0301: it's 12 a<|endoftext|>", ("files",))
+    case = texts.Case("", "", "The  ships' été e\u0301: it's 12 <word><|endoftext|>", ("files",))
     for name, (title, path, value) in vocabularies.SAME_FILES.items():
         line = encoding_line(
             case._replace(name=f"file-{name}", title=title), changed(small, path, value), "neox_small"
@@ -423,7 +450,7 @@ def padded_line(content: Content) -> Line:
         "vocabulary": "neox_20b_sparse",
         "ids": ids,
         "pieces": ["Hello", "", "Ġworld", "", ""],
-        **decoded(tokenizer, ids),
+        **decoded(tokenizer, ids, content),
     }
 
 

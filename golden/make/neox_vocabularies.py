@@ -13,6 +13,7 @@ which isn't a visitor but the owner of the house. I'm told that she'd counted 12
 all been among them, and that you're in the book too. We don't know. Who would've thought that?
 
 In the year 1999 there were 365 days; in the year 2000 there were 366 days; 100 200 300 1000 2000 3000.
+Ha! Haha! Hahahaha! hahahaha ==== ======== --------
 HELLO WORLD! Hello world! hello world! Hello there, world. What's that?! ... --- === *** ((())) [[[]]] {{{}}} <<<>>>
 
 def count(ships):
@@ -55,7 +56,33 @@ TRAPS = (
         "a â",
         "a ê",
     ),
-    *("a ð", "q Ì", "! Â", "! Ĝ", "! ð", "! á", "! â", "! ã", "! ï", "! ċ", "Ġ Â", "Ġ ã", "Ċ Ġ", "Ġ Ċ"),
+    *(
+        "' re",
+        "' m",
+        "' ll",
+        "1 ãĢ",
+        "! âĢ",
+        "! ãĢ",
+        "! ê",
+        "! î",
+        "! ô",
+        "a ð",
+        "q Ì",
+        "! Â",
+        "! Ĝ",
+        "! ð",
+        "! á",
+        "! â",
+        "! ã",
+        "! ï",
+        "! ċ",
+        "Ġ Â",
+        "Ġ ã",
+        "Ċ Ġ",
+        "Ġ Ċ",
+        "Ċ b",
+        "ĉ a",
+    ),
 )
 
 
@@ -133,7 +160,7 @@ REFUSED_FILES: dict[str, tuple[str, list[str | int], Any]] = {
     "added-token-empty": ("An added token without text", ["added_tokens", 2, "content"], ""),
 }
 
-#: The same pipeline, written as newer files write it.
+#: Changes of the small tokenizer.json that can be read: the same pipeline in other words, and an option.
 SAME_FILES: dict[str, tuple[str, list[str | int], Any]] = {
     "pattern-spelled-out": (
         "The pattern as a Split of its own before ByteLevel",
@@ -150,6 +177,11 @@ SAME_FILES: dict[str, tuple[str, list[str | int], Any]] = {
                 {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
             ],
         },
+    ),
+    "special-by-file": (
+        "A special token without a role (pad, eos, ...): skip_special_tokens leaves it out too",
+        ["added_tokens", 25, "special"],
+        True,
     ),
     "normalizer-sequence": (
         "The normalizer as a Sequence",

@@ -15,7 +15,7 @@ import refimpl
 REPOSITORY = Path(__file__).parents[2]
 
 THIRD_PARTY = {
-    "tokenizer": {"numpy", "regex", "numba"},
+    "tokenizer": {"numpy", "regex", "numba", "sentencepiece"},  # the last is optional
     "backends": {"numpy", "ml_dtypes", "numba", "llvmlite", "cupy"},
     "refimpl": {"numpy", "safetensors", "huggingface_hub", "numba", "llvmlite"},  # the last two: kernel_cache
 }

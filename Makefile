@@ -6,17 +6,21 @@ PROMPT ?= 吾輩は猫である。
 SEED ?= 1
 PIP = -m pip install --quiet --disable-pip-version-check
 
+# How many broken inputs `make fuzz` feeds to each reader of files.
+FUZZ ?= 1000000
+
 # Where the large test data lies, if it does; without it those tests are skipped and counted.
 export REFIMPL_DATA
 
 # Two editable installs at once would write the same files.
 .NOTPARALLEL:
 
-.PHONY: demo test lint conformance check-long bench train goldens clean help
+.PHONY: demo test fuzz lint conformance check-long bench train goldens clean help
 
 help:
 	@echo "make demo         print Japanese text written by the model that ships inside the package"
 	@echo "make test         the tests"
+	@echo "make fuzz         feed each reader of tokenizer files a million broken files"
 	@echo "make lint         ruff and mypy"
 	@echo "make conformance  compare with transformers, live (installs PyTorch and transformers)"
 	@echo "make check-long   the same with a million random texts and 200 works for each tokenizer"
@@ -30,6 +34,9 @@ demo: .venv-demo/ready
 
 test: .venv-test/ready
 	.venv-test/bin/python -m pytest -n auto tests --ignore=tests/conformance
+
+fuzz: .venv-test/ready
+	REFIMPL_FUZZ=$(FUZZ) .venv-test/bin/python -m pytest -n auto tests/fuzz/test_readers.py
 
 # mypy sees the three code folders under the one name that they are installed as.
 lint: .venv-test/ready

@@ -329,7 +329,9 @@ class TokenCodec(SpecialTokens):
         skipped = self.skipped_ids() if skip_special_tokens else set()
         if set(map(type, ids)) == {int}:  # a dict takes True for 1
             with suppress(KeyError):
-                return list(map(known.__getitem__, filterfalse(skipped.__contains__, ids) if skipped else ids))
+                return list(
+                    map(known.__getitem__, filterfalse(skipped.__contains__, ids) if skipped else ids)
+                )
         found = []
         for position, given in enumerate(ids):
             index = self.check_id(given, position)
@@ -398,7 +400,8 @@ class TokenCodec(SpecialTokens):
         return self.convert_tokens_to_string(self.convert_ids_to_tokens(ids, skip_special_tokens))
 
     def _joined_bytes(self, ids: Sequence[Any], skip_special_tokens: bool) -> bytes:
-        return b"".join(self._looked_up(ids, skip_special_tokens, self._bytes_of, self.token_bytes))
+        pieces: list[bytes] = self._looked_up(ids, skip_special_tokens, self._bytes_of, self.token_bytes)
+        return b"".join(pieces)
 
     def clean_up_tokenization(self, text: str) -> str:
         """`text` without the space before English punctuation and contractions."""

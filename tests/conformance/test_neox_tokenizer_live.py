@@ -127,7 +127,9 @@ def test_random_texts(file: Path, prefix_space: bool, trim: bool, impl: str) -> 
 
 
 def assert_same_ids(theirs: Any, ours: Any, texts: list[str]) -> None:
-    for text, encoding, found in zip(texts, theirs.encode_batch(texts), ours.encode_texts(texts), strict=True):
+    for text, encoding, found in zip(
+        texts, theirs.encode_batch(texts), ours.encode_texts(texts), strict=True
+    ):
         assert found.ids == encoding.ids, text[:200]
 
 

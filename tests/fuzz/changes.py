@@ -2,29 +2,144 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 #: Texts that have broken readers: of this one and of others.
 TEXTS = [
-    *["", " ", "\n", "\r\n", "\x00", "\x1b[2J", "\x85", "\u2028", "\ufeff", "\ufffe", "\ud800", "\udfff\ud800"],
-    *["e\u0301", "é", "\u1100\u1161", "가", "İ", "ß", "\u200d", "\U0010ffff", "😀", "日本", "Ġ", "ĠĠ", "Ċ", "Ā"],
-    *["a", "b", "ab", "abc", "a b", "a,b", ",", "<", ">", "|", "><", "<|", "|>", "<|endoftext|>", "<SP>", "<BR>"],
-    *["<|byte0|>", "<|byte300|>", "<|byte-1|>", "<|bytexx|>", "<|byte٣|>", "<|byte", "<|emoji1|>", "<|emoji0001|>"],
-    *["(a+)+$", "(", "\\", "[", ".*", "\\p{L}+", "$(id)", "../../etc/passwd", "%s%n", "null", "NaN", "-0", "1e999"],
+    *[
+        "",
+        " ",
+        "\n",
+        "\r\n",
+        "\x00",
+        "\x1b[2J",
+        "\x85",
+        "\u2028",
+        "\ufeff",
+        "\ufffe",
+        "\ud800",
+        "\udfff\ud800",
+    ],
+    *[
+        "e\u0301",
+        "é",
+        "\u1100\u1161",
+        "가",
+        "İ",
+        "ß",
+        "\u200d",
+        "\U0010ffff",
+        "😀",
+        "日本",
+        "Ġ",
+        "ĠĠ",
+        "Ċ",
+        "Ā",
+    ],
+    *[
+        "a",
+        "b",
+        "ab",
+        "abc",
+        "a b",
+        "a,b",
+        ",",
+        "<",
+        ">",
+        "|",
+        "><",
+        "<|",
+        "|>",
+        "<|endoftext|>",
+        "<SP>",
+        "<BR>",
+    ],
+    *[
+        "<|byte0|>",
+        "<|byte300|>",
+        "<|byte-1|>",
+        "<|bytexx|>",
+        "<|byte٣|>",
+        "<|byte",
+        "<|emoji1|>",
+        "<|emoji0001|>",
+    ],
+    *[
+        "(a+)+$",
+        "(",
+        "\\",
+        "[",
+        ".*",
+        "\\p{L}+",
+        "$(id)",
+        "../../etc/passwd",
+        "%s%n",
+        "null",
+        "NaN",
+        "-0",
+        "1e999",
+    ],
     *["a" * 33, "a" * 256, "a" * 257, "<" * 300, "a" * 1024, "a" * 1025, "\u0301" * 600, "日" * 3000],
 ]
 NUMBERS = [
-    *[0, 1, -1, 2, 3, 7, 11, 255, 256, 10_000, 10**9, 2**31 - 1, 2**31, -(2**31), 2**32, 2**63, 2**64, 10**30],
+    *[
+        0,
+        1,
+        -1,
+        2,
+        3,
+        7,
+        11,
+        255,
+        256,
+        10_000,
+        10**9,
+        2**31 - 1,
+        2**31,
+        -(2**31),
+        2**32,
+        2**63,
+        2**64,
+        10**30,
+    ],
     *[10**400, 0.0, -0.0, 0.5, 1.0, 1.5, 1e20, 1e308, 5e-324, float("nan"), float("inf"), float("-inf")],
 ]
 #: JSON that no value of Python stands for, put in after it is written.
 RAW = [
-    *["1e999", "-1e999", "9" * 5000, "01", "1.", "+1", "-", "0x1", "nul", "True", "'a'", "[1,]", "{,}", "{1:2}", "//"],
-    *['{"a": 1, "a": 2}', '"\\ud800"', '"\\udc00\\ud800"', '"\\u12"', '"\\x"', '"a', '"\t"', "Infinity", "NaN"],
+    *[
+        "1e999",
+        "-1e999",
+        "9" * 5000,
+        "01",
+        "1.",
+        "+1",
+        "-",
+        "0x1",
+        "nul",
+        "True",
+        "'a'",
+        "[1,]",
+        "{,}",
+        "{1:2}",
+        "//",
+    ],
+    *[
+        '{"a": 1, "a": 2}',
+        '"\\ud800"',
+        '"\\udc00\\ud800"',
+        '"\\u12"',
+        '"\\x"',
+        '"a',
+        '"\t"',
+        "Infinity",
+        "NaN",
+    ],
 ]
 _MARK = "raw-value-"
 _MARKED = re.compile(f'"{_MARK}([0-9]+)"')
@@ -34,7 +149,7 @@ def value(draw: random.Random, words: Sequence[Any] = ()) -> Any:
     """Some value of JSON, often one of `words`; a few stand for what only `written` can write."""
     kind = draw.randrange(12)
     if kind < 4 and words:
-        return draw.choice(words)
+        return copy.deepcopy(draw.choice(words))  # a later change may go into it
     if kind < 6:
         return draw.choice(TEXTS)
     if kind < 8:
@@ -42,7 +157,9 @@ def value(draw: random.Random, words: Sequence[Any] = ()) -> Any:
     if kind == 8:
         return draw.choice((None, True, False))
     if kind == 9:
-        return draw.choice(([], {}, [[]], [None], {"": None}, {"type": "ByteLevel"}, {"content": "x"}, ["a", "b"]))
+        return draw.choice(
+            ([], {}, [[]], [None], {"": None}, {"type": "ByteLevel"}, {"content": "x"}, ["a", "b"])
+        )
     if kind == 10:
         return {draw.choice(TEXTS): draw.choice(NUMBERS)}
     return _MARK + str(draw.randrange(len(RAW) + 40))
@@ -57,35 +174,29 @@ def _raw(draw: random.Random, number: int) -> str:
     return opened * depth + "1" + closed * depth
 
 
-def places(tree: Any) -> list[tuple[Any, Any]]:
-    """Every value in a tree, as (what it stands in, its key or index)."""
-    found, waiting = [], [tree]
-    while waiting:
-        node = waiting.pop()
-        pairs = node.items() if isinstance(node, dict) else enumerate(node)
-        for key, inner in pairs:
-            found.append((node, key))
-            if isinstance(inner, dict | list):
-                waiting.append(inner)
-    return found
+def place(draw: random.Random, tree: Any) -> tuple[Any, Any]:
+    """Some place in a tree that is not empty, as (what a value stands in, its key or index)."""
+    while True:
+        key = draw.choice(list(tree)) if isinstance(tree, dict) else draw.randrange(len(tree))
+        inner = tree[key]
+        if not inner or not isinstance(inner, dict | list) or draw.random() < 0.25:
+            return tree, key
+        tree = inner
 
 
 def change_tree(draw: random.Random, tree: Any, words: Sequence[Any]) -> None:
-    """One change of a JSON value, in place."""
-    found = places(tree)
-    if not found:
-        return
-    node, key = found[draw.randrange(len(found))]
+    """One change of a JSON value that is not empty, in place."""
+    node, key = place(draw, tree)
     kind = draw.randrange(10)
     if kind < 4:
         node[key] = value(draw, words)
     elif kind == 4:
         del node[key]
     elif kind == 5:
-        other, name = found[draw.randrange(len(found))]
+        other, name = place(draw, tree)
         node[key] = json.loads(json.dumps(other[name]))
     elif kind == 6 and isinstance(node, dict):
-        name = draw.choice(TEXTS) if draw.random() < 0.5 else str(found[draw.randrange(len(found))][1])
+        name = draw.choice(TEXTS) if draw.random() < 0.5 else str(place(draw, tree)[1])
         node[name] = node.pop(key)
     elif kind == 7 and isinstance(node, dict):
         name = draw.choice(TEXTS) if draw.random() < 0.7 else str(draw.choice(NUMBERS))
@@ -111,7 +222,10 @@ def written(draw: random.Random, tree: Any) -> bytes:
 
 
 def change_json(
-    draw: random.Random, content: bytes, words: Sequence[Any] = (), special: Sequence[Callable[..., None]] = ()
+    draw: random.Random,
+    content: bytes,
+    words: Sequence[Any] = (),
+    special: Sequence[Callable[..., None]] = (),
 ) -> bytes:
     """A file of JSON with one to four changes of its values, or changes of its bytes.
 
@@ -121,21 +235,46 @@ def change_json(
         return change_bytes(draw, content)
     tree = json.loads(content)
     for _ in range(draw.choice((1, 1, 1, 2, 2, 4))):
-        if special and draw.random() < 0.4:
-            try:
-                draw.choice(special)(draw, tree)
-            except (KeyError, IndexError, TypeError, AttributeError):  # an earlier change took its place away
-                change_tree(draw, tree, words)
-        else:
-            change_tree(draw, tree, words)
-        if not isinstance(tree, dict | list):
+        if not tree:
             break
+        if not special or draw.random() < 0.6:
+            change_tree(draw, tree, words)
+            continue
+        # An earlier change may have taken its place away.
+        with suppress(KeyError, IndexError, TypeError, AttributeError):
+            draw.choice(special)(draw, tree)
     return written(draw, tree)
 
 
 _BYTES = [
-    *[b"\x00", b"\xff", b"\xfe\xff", b"\xc0\x80", b"\xe3\x81", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xef\xbb\xbf"],
-    *[b"\r\n", b"\r", b"\n", b"\n\n", b" ", b"\t", b",", b",,", b'"', b"\\", b"{", b"}", b"[", b"]", b":", b"\\u0000"],
+    *[
+        b"\x00",
+        b"\xff",
+        b"\xfe\xff",
+        b"\xc0\x80",
+        b"\xe3\x81",
+        b"\xed\xa0\x80",
+        b"\xf4\x90\x80\x80",
+        b"\xef\xbb\xbf",
+    ],
+    *[
+        b"\r\n",
+        b"\r",
+        b"\n",
+        b"\n\n",
+        b" ",
+        b"\t",
+        b",",
+        b",,",
+        b'"',
+        b"\\",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b":",
+        b"\\u0000",
+    ],
     *[text.encode("utf-8", "surrogatepass") for text in TEXTS],
 ]
 
@@ -148,7 +287,9 @@ def change_bytes(draw: random.Random, content: bytes) -> bytes:
         other = draw.randrange(len(content) + 1)
         kind = draw.randrange(9)
         if kind == 0 and place < len(content):
-            content = content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :]
+            content = (
+                content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :]
+            )
         elif kind == 1:
             content = content[:place] + content[end:]
         elif kind == 2:

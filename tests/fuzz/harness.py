@@ -1,7 +1,7 @@
 """Feeding a reader of files with broken input, by number, so that every input can be made again.
 
 Input `n` of a reader is the same in every run and on every machine: a small valid set of files, changed at random.
-What may happen: the files are refused with an error of this package that names one of them, or they are accepted,
+What may happen: the files are refused with an error of this package that names the file, or they are accepted,
 and what was read can be used.  Anything else, or taking too long, is a failure; its input is then made smaller.
 """
 
@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,22 @@ SHRINKING_SECONDS = 20.0
 class Reader:
     """What is fed: `read` takes the folder with the files and gives what `use` then works with.
 
-    `files` are the names of what is fed, `beside` are files that the reader needs too and that stay as they are.
-    `use` gets the number of the input, so that something dear can be done with some inputs only.
+    Both get the number of the input too, so that something dear can be done with some inputs only; for what was
+    accepted, `use` is called for one number in `use_every`.
+    `beside` are files that lie in the folder too and stay as they are.  `prepare` does once, without a time limit,
+    what would make some first input slow.  What is `native` may end the whole process, or not return at all:
+    `child.py` feeds it.
     """
 
     name: str
     valid: Sequence[Files]
     change: Callable[[random.Random, Files], Files]
-    read: Callable[[Path], Any]
-    use: Callable[[Any, int], None] = lambda value, number: None
+    read: Callable[[Path, int], Any]
+    use: Callable[[Any, Path, int], None]
     beside: Mapping[str, bytes] = field(default_factory=dict)
+    prepare: Callable[[], Any] = lambda: None
+    native: bool = False
+    use_every: int = 4
 
     def input(self, number: int) -> Files:
         """Input `number`; the first ones are the valid files as they are."""
@@ -72,33 +79,50 @@ class Failure(AssertionError):
         cause = escaped.__cause__
         trace = "".join(traceback.format_exception(cause)[-6:]) if cause else ""
         shown = "\n".join(f"{name}: {content!r:.2000}" for name, content in smallest.items())
-        super().__init__(
-            f"{escaped}\ninput {number} of {reader.name}; again with: "
-            f"python -m tests.fuzz {reader.name} {number}\n{shown}\n{trace}"
-        )
+        super().__init__(f"{escaped}\n{where(reader, number)}\n{shown}\n{trace}")
+
+
+def where(reader: Reader, number: int) -> str:
+    """The input, and how to feed it again."""
+    return f"input {number} of {reader.name}; again with: python -m tests.fuzz {reader.name} {number}"
 
 
 class _TooSlow(BaseException):
     """Not an Exception, so that nothing under test takes it for its own."""
 
 
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raises _TooSlow in what runs longer.  Where the system has no such signal, nothing is limited."""
-    if not hasattr(signal, "setitimer"):
-        yield
-        return
+class _Clock:
+    """Raises _TooSlow in what runs longer than `seconds`.  Where the system has no such signal, nothing is limited.
 
-    def stop(*_: object) -> None:
-        raise _TooSlow
+    A tick compares the time with that of `start`, so that watching costs next to nothing.
+    """
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    def __init__(self, seconds: float):
+        self.seconds, self._end = seconds, float("inf")
+
+    def start(self) -> None:
+        self._end = time.monotonic() + self.seconds
+
+    def stop(self) -> None:
+        self._end = float("inf")
+
+    def _tick(self, *_: object) -> None:
+        if time.monotonic() > self._end:
+            self.stop()
+            raise _TooSlow
+
+    @contextmanager
+    def ticking(self) -> Iterator[None]:
+        if not hasattr(signal, "setitimer"):
+            yield
+            return
+        before = signal.signal(signal.SIGALRM, self._tick)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds / 4, self.seconds / 4)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager
@@ -111,32 +135,35 @@ def memory_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def try_files(reader: Reader, files: Files, number: int, folder: Path) -> bool:
+def try_files(reader: Reader, files: Files, number: int, folder: Path, clock: _Clock) -> bool:
     """Whether the files were accepted.  Raises: Escaped."""
     for name, content in files.items():
-        with open(folder / name, "wb", buffering=0) as file:
+        with open(f"{folder}/{name}", "wb", buffering=0) as file:
             file.write(content)
     try:
-        with _time_limit(SECONDS_EACH):
-            try:
-                value = reader.read(folder)
-            except RefimplError as error:
-                _check_message(error, files, folder)
-                return False
+        clock.start()
+        try:
+            value = reader.read(folder, number)
+        except RefimplError as error:
+            _check_message(error, [*files, *reader.beside], folder)
+            return False
+        if number % reader.use_every == 0:
             with suppress(RefimplError):
-                reader.use(value, number)
-            return True
+                reader.use(value, folder, number)
+        return True
     except Escaped:
         raise
     except _TooSlow as error:
-        raise Escaped(f"it takes longer than {SECONDS_EACH} s") from error
+        raise Escaped(f"it takes longer than {clock.seconds} s") from error
     except Exception as error:
         raise Escaped(f"{type(error).__name__} escapes: {error!s:.200}") from error
+    finally:
+        clock.stop()
 
 
-def _check_message(error: RefimplError, files: Files, folder: Path) -> None:
+def _check_message(error: RefimplError, names: list[str], folder: Path) -> None:
     message = str(error)
-    if not any(name in message for name in files):
+    if not any(name in message for name in names):
         raise Escaped(f"the error names none of the files: {message:.300}") from error
     if len(message.replace(str(folder), "")) > LONGEST_MESSAGE:
         raise Escaped(f"the message of the error has {len(message)} characters") from error
@@ -144,37 +171,49 @@ def _check_message(error: RefimplError, files: Files, folder: Path) -> None:
         raise Escaped(f"the message of the error is not one printable line: {message!r:.300}") from error
 
 
-def run(reader: Reader, first: int, count: int) -> Tally:
-    """Feeds the inputs from number `first`.  Raises: Failure."""
-    tally = Tally()
-    with memory_folder() as folder, warnings.catch_warnings():
+def run(
+    reader: Reader,
+    first: int,
+    count: int,
+    seconds_each: float = SECONDS_EACH,
+    begins: Callable[[int], None] = lambda number: None,
+) -> Tally:
+    """Feeds the inputs from number `first`; `begins` is told each number before.  Raises: Failure."""
+    tally, clock = Tally(), _Clock(seconds_each)
+    reader.prepare()
+    with memory_folder() as folder, clock.ticking(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, content in reader.beside.items():
             (folder / name).write_bytes(content)
         for number in range(first, first + count):
+            begins(number)
             files = reader.input(number)
             try:
-                if try_files(reader, files, number, folder):
+                if try_files(reader, files, number, folder, clock):
                     tally.accepted += 1
                 else:
                     tally.refused += 1
             except Escaped as escaped:
-                smallest = shrink(files, _fails_alike(reader, number, folder, escaped))
-                raise Failure(reader, number, escaped, smallest) from escaped
+                again = partial(try_files, reader, number=number, folder=folder, clock=clock)
+                raise Failure(
+                    reader, number, escaped, shrink(files, _fails_alike(again, escaped))
+                ) from escaped
     return tally
 
 
-def _fails_alike(
-    reader: Reader, number: int, folder: Path, escaped: Escaped
-) -> Callable[[Files], bool]:
+def _fails_alike(again: Callable[..., object], escaped: Escaped) -> Callable[[Files], bool]:
+    """Whether other files fail at the same place in the same way."""
+
     def kind(failure: Escaped) -> tuple[object, ...]:
         cause = failure.__cause__
-        place = traceback.extract_tb(cause.__traceback__)[-1].lineno if cause else None
-        return type(cause), place, str(failure)[:20]
+        if cause is None or isinstance(cause, _TooSlow):
+            return (str(failure)[:20],)
+        last = traceback.extract_tb(cause.__traceback__)[-1]
+        return type(cause), last.filename, last.lineno
 
     def fails(files: Files) -> bool:
         try:
-            try_files(reader, files, number, folder)
+            again(files=files)
         except Escaped as other:
             return kind(other) == kind(escaped)
         return False

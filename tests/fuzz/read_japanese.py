@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import json
 import random
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from refimpl.tokenizer import GPTNeoXJapaneseTokenizer, kernels
-from refimpl.tokenizer.japanese_files import byte_tag
+from refimpl.tokenizer.japanese_files import (
+    EmojiTable,
+    Vocabulary,
+    byte_tag,
+    read_emoji_table,
+    read_vocabulary,
+)
 from tests.fuzz.changes import change_json, change_lines
-from tests.fuzz.harness import Files, Reader
+from tests.fuzz.harness import Files, Reader, memory_folder
 
 TAGS = ["<SP>", "<BR>", "<TAB>", "<KIGOU>", "<U2000U2BFF>"]
-LINES = ["応,應", "こん", "んに", "a", "b,ab", *TAGS, "<|emoji1|>", "<|emoji2|>", "<|startoftext|>", "<|endoftext|>"]
+LINES = [
+    "応,應",
+    "こん",
+    "んに",
+    "a",
+    "b,ab",
+    *TAGS,
+    "<|emoji1|>",
+    "<|emoji2|>",
+    "<|startoftext|>",
+    "<|endoftext|>",
+]
 BYTES = [byte_tag(value) for value in (0x20, 0x61, 0xE3, 0x81, 0x82)]
 EMOJI = {
     "emoji": {"(^_^)": "<|emoji2|>", "😀": "<|emoji1|>", "👍🏽": "<|emoji2|>", "👍": "<|emoji2|>"},
@@ -24,7 +42,18 @@ VOCABULARIES = [
     "\n".join([*LINES[:8], *BYTES, ",", *LINES[8:]]) + "\n",
     "\r\n".join(["0", "(", *LINES, "<URL>", "㌔"]),
 ]
-WORDS = ["<SP>", "<", ">", "|", "emoji", "<|emoji", "<|emoji1|>", "<|emoji2|>", "<|emoji9999999|>", "<|byte0|>"]
+WORDS = [
+    "<SP>",
+    "<",
+    ">",
+    "|",
+    "emoji",
+    "<|emoji",
+    "<|emoji1|>",
+    "<|emoji2|>",
+    "<|emoji9999999|>",
+    "<|byte0|>",
+]
 
 _TEXT = "応 こんに\r\nab(^_^)😀👍🏽<|endoftext|><SP><|emoji1|>,一\u3000é<<|"
 
@@ -50,14 +79,26 @@ def change_emoji(draw: random.Random, files: Files) -> Files:
     return {"emoji.json": change_json(draw, files["emoji.json"], WORDS, (swap_emoji, swap_emoji, chain))}
 
 
-def read(folder: Path) -> GPTNeoXJapaneseTokenizer:
-    return GPTNeoXJapaneseTokenizer(folder / "vocab.txt", folder / "emoji.json", impl="plain")
+def read_vocab_txt(folder: Path, number: int) -> Vocabulary:
+    return read_vocabulary(folder / "vocab.txt", number % 2 == 0, ("<SP>", "<BR>", "<TAB>"))
 
 
-def use(tokenizer: GPTNeoXJapaneseTokenizer, number: int) -> None:
-    """Encodes and decodes; now and then compares with the compiled form."""
-    text = _TEXT + "".join(tokenizer.get_vocab())[-200:]
-    if number % 16 == 0:
+@cache
+def _some_vocabulary() -> Vocabulary:
+    with memory_folder() as folder:
+        (folder / "vocab.txt").write_bytes(VOCABULARIES[0].encode())
+        return read_vocab_txt(folder, 0)
+
+
+def read_emoji_json(folder: Path, number: int) -> EmojiTable:
+    return read_emoji_table(folder / "emoji.json", _some_vocabulary())
+
+
+def use(_: object, folder: Path, number: int) -> None:
+    """Encodes and decodes; with some compares with the compiled form."""
+    tokenizer = GPTNeoXJapaneseTokenizer(folder / "vocab.txt", folder / "emoji.json", impl="plain")
+    text = _TEXT + "".join(tokenizer.get_vocab())[-40:]
+    if number % 128 == 0:
         check_compiled(tokenizer, text)
     ids = tokenizer.encode(text)
     assert len(ids) <= 16 * len(text) + 1024
@@ -65,11 +106,22 @@ def use(tokenizer: GPTNeoXJapaneseTokenizer, number: int) -> None:
 
 
 def check_compiled(tokenizer: GPTNeoXJapaneseTokenizer, text: str) -> None:
-    kernels.load("japanese_encoder")
     tokenizer.impl = "fast"
     fast = tokenizer.encode(text)
     tokenizer.impl = "plain"
     assert fast == tokenizer.encode(text), "the compiled form differs"
+
+
+PREPARING = {"vocab.txt": VOCABULARIES[0].encode(), "emoji.json": json.dumps(EMOJI).encode()}
+
+
+def prepare() -> None:
+    """Uses the compiled form once, which compiles it where it was not."""
+    kernels.load("japanese_encoder")
+    with memory_folder() as folder:
+        for name, content in PREPARING.items():
+            (folder / name).write_bytes(content)
+        use(None, folder, 0)
 
 
 READERS = [
@@ -77,16 +129,18 @@ READERS = [
         "vocab.txt",
         [{"vocab.txt": text.encode()} for text in VOCABULARIES],
         change_vocabulary,
-        read,
+        read_vocab_txt,
         use,
-        {"emoji.json": json.dumps({**EMOJI, "emoji": {}}).encode()},
+        {"emoji.json": json.dumps(EMOJI).encode()},
+        prepare,
     ),
     Reader(
         "emoji.json",
         [{"emoji.json": json.dumps(EMOJI).encode()}],
         change_emoji,
-        read,
+        read_emoji_json,
         use,
         {"vocab.txt": VOCABULARIES[0].encode()},
+        prepare,
     ),
 ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.fuzz import read_japanese, read_json_object, read_neox, read_settings
+from tests.fuzz import read_japanese, read_json_object, read_neox, read_settings, read_spiece_model
 
 READERS = {
     reader.name: reader
-    for module in (read_json_object, read_japanese, read_neox, read_settings)
+    for module in (read_json_object, read_japanese, read_neox, read_settings, read_spiece_model)
     for reader in module.READERS
 }

@@ -257,6 +257,8 @@ def test_without_legacy_no_space_comes_after_a_special_token(make: Callable[...,
     assert joined(" [SEP]a", **new) == joined(" [SEP]a", **bare) == "[SEP]a"
     assert joined("[SEP]", **new) == "[SEP]"
     assert joined("", **new) == ""
+    assert make("bytes", **new).tokenize("</s>a") == ["</s>", "a"]
+    assert make("bytes", **new).encode_text("</s>a", offsets=True).offsets == [(0, 4), (4, 5)]
     for text in ("Hello[SEP] world", " [SEP]", "a b", "▁a", " a", "猫"):
         for options in (new, bare):
             tokenizer = make("small", **options)
@@ -444,6 +446,8 @@ def test_saving_keeps_the_model_and_everything_else(make: Callable[..., T5Tokeni
         assert again.get_vocab() == tokenizer.get_vocab()
         assert again.added_tokens_decoder == tokenizer.added_tokens_decoder
         assert again.saved_options() == tokenizer.saved_options()
+        assert again.sp_model_kwargs == tokenizer.sp_model_kwargs
+        assert again.legacy == tokenizer.legacy
         assert again.extra_special_tokens == tokenizer.extra_special_tokens
         for line in [*LINES, "a 東京タワー<extra_id_1>"]:
             assert again.encode(line) == tokenizer.encode(line)

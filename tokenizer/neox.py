@@ -201,10 +201,8 @@ class GPTNeoXTokenizerFast(PreTrainedTokenizer):
         if explain:
             for line in self.explanation(text, split_special_tokens, surrogates):
                 print(line)
-        tokens = self.convert_ids_to_tokens(
-            self._encode_plain(text, split_special_tokens, surrogates, False).ids
-        )
-        reading = {"split_special_tokens": split_special_tokens, "surrogates": surrogates}
+        reading: dict[str, Any] = {"split_special_tokens": split_special_tokens, "surrogates": surrogates}
+        tokens = self.convert_ids_to_tokens(self.encode_text(text, **reading).ids)
         return self._around_tokens(tokens, pair, add_special_tokens, reading)
 
     def _tokenize(self, text: str) -> list[str]:

@@ -51,14 +51,14 @@ def japanese(folder: Path, **files: Any) -> GPTNeoXJapaneseTokenizer:
     """A tokenizer of these files (`vocab_txt` is `vocab.txt`), good ones where none is given."""
     named = {name.replace("_", "."): file for name, file in files.items()}
     written(folder, {"vocab.txt": LINES, "emoji.json": EMOJI, **named})
-    return GPTNeoXJapaneseTokenizer(folder / "vocab.txt", folder / "emoji.json")
+    return GPTNeoXJapaneseTokenizer(folder / "vocab.txt", folder / "emoji.json", impl="plain")
 
 
 def configured(folder: Path, **files: Any) -> GPTNeoXJapaneseTokenizer:
     """As `japanese`, with settings beside: `tokenizer_config`, `special_tokens_map`, `added_tokens`."""
     beside = {f"{name}.json": file for name, file in files.items()}
     written(folder, {"vocab.txt": LINES, "emoji.json": EMOJI, **beside})
-    return GPTNeoXJapaneseTokenizer.from_pretrained(folder)
+    return GPTNeoXJapaneseTokenizer.from_pretrained(folder, impl="plain")
 
 
 def neox(folder: Path, model: Any = None, **sections: Any) -> GPTNeoXTokenizerFast:
@@ -533,10 +533,11 @@ def test_files_that_are_too_large_or_not_there(tmp_path: Path, name: str) -> Non
 # ---- what is allowed and as large as can be
 
 
-def bounded(seconds: float, load: Callable[[], Any]) -> Any:
-    start = time.perf_counter()
+def bounded(load: Callable[[], Any]) -> Any:
+    """What `load` returns, if it needs no more than a minute of processor time: a watch for what never ends."""
+    start = time.process_time()
     value = load()
-    assert time.perf_counter() - start < seconds
+    assert time.process_time() - start < 60
     return value
 
 
@@ -544,12 +545,12 @@ def test_ten_thousand_emoji_with_tags_of_their_own(tmp_path: Path) -> None:
     for alphabet in ("字", "<<"):
         table = {f"{alphabet}{i}": f"<|emoji{i}|>" for i in range(10_000)}
         back = {f"<|emoji{i}|>": "x" for i in range(10_000)}
-        bounded(10, lambda table=table, back=back: japanese(tmp_path, emoji_json=emoji(table, back)))
+        bounded(lambda table=table, back=back: japanese(tmp_path, emoji_json=emoji(table, back)))
 
 
 def test_a_line_of_megabytes_of_spellings(tmp_path: Path) -> None:
     spellings = ",".join(f"{i}".ljust(256, "x") for i in range(4000))
-    tokenizer = bounded(10, lambda: japanese(tmp_path, vocab_txt=[spellings, *LINES, *BYTES]))
+    tokenizer = bounded(lambda: japanese(tmp_path, vocab_txt=[spellings, *LINES, *BYTES]))
     assert tokenizer.decode([0]) == "0".ljust(256, "x")
 
 
@@ -560,22 +561,22 @@ def test_many_long_added_tokens(tmp_path: Path, special: bool) -> None:
         str(100 + i): {"content": f"{i}".ljust(200, draw.choice("ab")), "special": special}
         for i in range(2000)
     }
-    tokenizer = bounded(10, lambda: configured(tmp_path, tokenizer_config={"added_tokens_decoder": table}))
+    tokenizer = bounded(lambda: configured(tmp_path, tokenizer_config={"added_tokens_decoder": table}))
     text = "".join(token["content"] for token in table.values())
-    assert len(bounded(10, lambda: tokenizer.encode(text))) == 2000
+    assert len(bounded(lambda: tokenizer.encode(text))) == 2000
 
 
 def test_added_tokens_that_are_each_the_beginning_of_the_next(tmp_path: Path) -> None:
     table = {str(100 + n): {"content": "a" * n, "special": False} for n in range(1, 257)}
     tokenizer = configured(tmp_path, tokenizer_config={"added_tokens_decoder": table})
-    assert bounded(10, lambda: tokenizer.encode("a" * 100_000)) == [*[356] * 390, 260]
+    assert bounded(lambda: tokenizer.encode("a" * 100_000)) == [*[356] * 390, 260]
 
 
 def test_ids_with_the_largest_gap(tmp_path: Path) -> None:
-    tokenizer = bounded(10, lambda: neox(tmp_path, {"vocab": {**VOCABULARY, "zz": 2**31 - 1}}))
+    tokenizer = bounded(lambda: neox(tmp_path, {"vocab": {**VOCABULARY, "zz": 2**31 - 1}}))
     assert tokenizer.decode(tokenizer.encode("ab abc")) == "ab abc"
 
 
 def test_half_a_million_tokens(tmp_path: Path) -> None:
     vocab = {**VOCABULARY, **{f"w{i}": 100 + i for i in range(500_000)}}
-    assert len(bounded(20, lambda: neox(tmp_path, {"vocab": vocab}))) > 500_000
+    assert len(bounded(lambda: neox(tmp_path, {"vocab": vocab}))) > 500_000

@@ -295,7 +295,11 @@ class TokenizerCalls(TokenCodec):
         surrogates: str | None,
         verbose: bool,
     ) -> BatchEncoding | None:
-        """The answer to a call without settings for a str or a list of str; None for anything else."""
+        """The answer to a call without settings for a str or a list of str; None for anything else.
+
+        For every object that a long list of texts leaves behind Python looks through all others now and then:
+        there are as few of them as can be.
+        """
         if "token_type_ids" in self.model_input_names:
             return None
         reading: dict[str, Any] = {"split_special_tokens": split_special_tokens, "surrogates": surrogates}
@@ -308,7 +312,7 @@ class TokenizerCalls(TokenCodec):
             mask, longest = [1] * len(ids), len(ids)
         elif type(text) is list and set(map(type, text)) == {str}:
             ids = [encoding.ids for encoding in self.encode_texts(text, **reading)]
-            if add_special_tokens:
+            if add_special_tokens and self._frame(False) != BARE:
                 ids = list(map(self.build_inputs_with_special_tokens, ids))
             lengths = list(map(len, ids))
             mask, longest = [[1] * length for length in lengths], max(lengths)
@@ -321,10 +325,10 @@ class TokenizerCalls(TokenCodec):
         else:
             columns = {"input_ids": ids, "attention_mask": mask}
         again = partial(
-            self._rows_again,
+            self._texts_again,
             self._revision,
-            [(text, None)] if type(text) is str else [(one, None) for one in text],
-            Options(add_special_tokens=add_special_tokens, **reading),
+            text if type(text) is str else tuple(text),
+            {"add_special_tokens": add_special_tokens, **reading},
         )
         return BatchEncoding(columns, again, is_fast=self.overflow_as_rows)
 
@@ -352,6 +356,12 @@ class TokenizerCalls(TokenCodec):
         if options.return_tensors is not None:
             columns = layout.to_arrays(columns)
         return BatchEncoding(columns, encodings, is_fast=self.overflow_as_rows)
+
+    def _texts_again(
+        self, revision: int, texts: str | tuple[str, ...], settings: dict[str, Any]
+    ) -> list[Encoding]:
+        listed = [texts] if isinstance(texts, str) else texts
+        return self._rows_again(revision, [(text, None) for text in listed], Options(**settings))
 
     def _rows_again(
         self, revision: int, inputs: list[tuple[Any, Any]], options: Options, single: bool = False

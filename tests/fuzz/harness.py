@@ -91,24 +91,27 @@ class _TooSlow(BaseException):
     """Not an Exception, so that nothing under test takes it for its own."""
 
 
+_TICKS = 5  # of the clock, in the time that an input may take
+
+
 class _Clock:
     """Raises _TooSlow in what runs longer than `seconds`.  Where the system has no such signal, nothing is limited.
 
-    A tick compares the time with that of `start`, so that watching costs next to nothing.
+    It counts ticks, so that watching costs next to nothing, and a machine that was stopped for a while loses one.
     """
 
     def __init__(self, seconds: float):
-        self.seconds, self._end = seconds, float("inf")
+        self.seconds, self._left = seconds, 0
 
     def start(self) -> None:
-        self._end = time.monotonic() + self.seconds
+        self._left = _TICKS + 1
 
     def stop(self) -> None:
-        self._end = float("inf")
+        self._left = 0
 
     def _tick(self, *_: object) -> None:
-        if time.monotonic() > self._end:
-            self.stop()
+        self._left -= 1
+        if self._left == 0:
             raise _TooSlow
 
     @contextmanager
@@ -117,7 +120,7 @@ class _Clock:
             yield
             return
         before = signal.signal(signal.SIGALRM, self._tick)
-        signal.setitimer(signal.ITIMER_REAL, self.seconds / 4, self.seconds / 4)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds / _TICKS, self.seconds / _TICKS)
         try:
             yield
         finally:

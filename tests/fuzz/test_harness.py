@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from refimpl.errors import TokenizerFileError
+from tests.fuzz.breaking_readers import READERS as READERS_THAT_BREAK
 from tests.fuzz.changes import change_bytes
+from tests.fuzz.child import run_in_child
 from tests.fuzz.harness import Failure, Reader, run
 from tests.fuzz.readers import READERS
 
@@ -110,3 +112,23 @@ def test_what_the_reader_needs_beside_is_there() -> None:
         assert (folder / "beside.txt").read_bytes() == b"x"
 
     assert run(replace(fed(len, use), beside={"beside.txt": b"x"}), 0, 3).accepted == 3
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="the system has no such signals")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("crash", "exit code -9"),
+        ("hang", "nothing for 1.0 s"),
+        ("end", "said nothing"),
+        ("escape", "exit code 1"),
+    ],
+)
+def test_what_ends_a_process_is_a_failure(name: str, reason: str) -> None:
+    with pytest.raises(AssertionError, match=f"{reason}: input 5 of {name}"):
+        run_in_child(READERS_THAT_BREAK[name], 3, 10, limit=1.0, module="tests.fuzz.breaking_readers")
+
+
+def test_a_process_says_how_many_were_accepted() -> None:
+    reader = READERS_THAT_BREAK["nothing"]
+    assert run_in_child(reader, 3, 10, module="tests.fuzz.breaking_readers").accepted == 10

@@ -218,6 +218,7 @@ def test_sampling_draws_pieces(make: Callable[..., T5Tokenizer]) -> None:
         {"nbest_size": True},
         {"alpha": float("nan")},
         {"alpha": "0.1"},
+        {"alpha": 10**400},
         {"enable_sampling": 1},
         {"enable_sampling": True, "nbest_size": 0},
         {1: 2},

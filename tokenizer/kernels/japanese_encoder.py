@@ -107,10 +107,9 @@ def make_tables(
     for word, index in words.items():
         if len(word) == 1:
             single[ord(word)] = index
-    longer = [word for word in words if len(word) > 1 and not (word[0] == "<" and len(word) > 2)]
-    # Without a third character 0 stands in its place, and so it cannot stand for U+0000.
-    codes = np.array([(*_symbols(word), -1)[:WINDOW] for word in longer], np.int64).reshape(-1, WINDOW)
-    keys = (codes[:, 0] | codes[:, 1] << 21 | (codes[:, 2] + 1) << 42).astype(np.uint64)
+    pairs = [word for word in words if len(word) == 2]
+    triples = [word for word in words if len(word) == 3 and word[0] != "<"]
+    keys = _word_keys(pairs, triples)
     brackets = [word for word in vocabulary.words if word.startswith("<") and len(word) > 2]
     bracket_trie, bracket_ids = tries.build(
         map(_symbols, brackets), [vocabulary.words[word] for word in brackets]
@@ -125,13 +124,26 @@ def make_tables(
         tags=tags,
         tag_starts=tag_starts,
         single=single,
-        words=hashing.build(keys, [words[word] for word in longer]),
+        words=hashing.build(keys, [words[word] for word in pairs + triples]),
         word_filter=hashing.build_filter(keys),
         bracket_trie=bracket_trie,
         bracket_ids=bracket_ids,
         byte_ids=np.array(byte_ids, np.int32),
         symbol_ids=np.array([vocabulary.words["<KIGOU>"], vocabulary.words["<U2000U2BFF>"]], np.int32),
     )
+
+
+def _word_keys(pairs: list[str], triples: list[str]) -> np.ndarray:
+    """Words of two, then of three characters as integers.
+
+    Without a third character 0 stands in its place, and so it cannot stand for U+0000.
+    """
+    two = _codes("".join(pairs)).reshape(-1, 2).astype(np.uint64)
+    three = _codes("".join(triples)).reshape(-1, 3).astype(np.uint64)
+    first_two = np.concatenate((two, three[:, :2]))
+    keys = first_two[:, 0] | first_two[:, 1] << np.uint64(21)
+    keys[len(two) :] |= (three[:, 2] + np.uint64(1)) << np.uint64(42)
+    return keys
 
 
 def _symbols(word: str) -> list[int]:

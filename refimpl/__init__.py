@@ -1,4 +1,4 @@
-"""refimpl: GPT-NeoX-Japanese as a readable specification that runs.
+"""refimpl: GPT-NeoX and GPT-NeoX-Japanese as a readable specification that runs.
 
 Everything public is here; a name is imported from its module when it is first used, so that
 `import refimpl` stays quick.
@@ -16,20 +16,32 @@ _EXPORTS = {
     "AutoConfig": "refimpl.auto",
     "AutoModel": "refimpl.auto",
     "AutoModelForCausalLM": "refimpl.auto",
+    "AutoModelForQuestionAnswering": "refimpl.auto",
+    "AutoModelForSequenceClassification": "refimpl.auto",
+    "AutoModelForTokenClassification": "refimpl.auto",
     "AutoTokenizer": "refimpl.auto",
     "BaseModelOutputWithPast": "refimpl.outputs",
     "CausalLMOutputWithPast": "refimpl.outputs",
     "DynamicCache": "refimpl.cache",
+    "GPTNeoXConfig": "refimpl.config",
+    "GPTNeoXForCausalLM": "refimpl.gpt_neox",
+    "GPTNeoXForQuestionAnswering": "refimpl.gpt_neox_heads",
+    "GPTNeoXForSequenceClassification": "refimpl.gpt_neox_heads",
+    "GPTNeoXForTokenClassification": "refimpl.gpt_neox_heads",
     "GPTNeoXJapaneseConfig": "refimpl.config",
     "GPTNeoXJapaneseForCausalLM": "refimpl.gpt_neox_japanese",
     "GPTNeoXJapaneseModel": "refimpl.gpt_neox_japanese",
     "GPTNeoXJapaneseTokenizer": "refimpl.tokenizer",
+    "GPTNeoXModel": "refimpl.gpt_neox",
     "GPTNeoXTokenizer": "refimpl.tokenizer",
     "GPTNeoXTokenizerFast": "refimpl.tokenizer",
     "GenerationConfig": "refimpl.generation.config",
+    "QuestionAnsweringModelOutput": "refimpl.outputs",
     "RefimplError": "refimpl.errors",
+    "SequenceClassifierOutputWithPast": "refimpl.outputs",
     "T5Tokenizer": "refimpl.tokenizer",
     "TextStreamer": "refimpl.generation.streamers",
+    "TokenClassifierOutput": "refimpl.outputs",
     "embedded_model_path": "refimpl.embedded_model",
     "get_backend": "refimpl.backends",
     "to_numpy": "refimpl.arrays",
@@ -39,16 +51,36 @@ __all__ = sorted([*_EXPORTS, "__version__"])
 
 if TYPE_CHECKING:
     from refimpl.arrays import to_numpy
-    from refimpl.auto import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from refimpl.auto import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForQuestionAnswering,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+        AutoTokenizer,
+    )
     from refimpl.backends import get_backend
     from refimpl.cache import DynamicCache
-    from refimpl.config import GPTNeoXJapaneseConfig
+    from refimpl.config import GPTNeoXConfig, GPTNeoXJapaneseConfig
     from refimpl.embedded_model import embedded_model_path
     from refimpl.errors import RefimplError
     from refimpl.generation.config import GenerationConfig
     from refimpl.generation.streamers import TextStreamer
+    from refimpl.gpt_neox import GPTNeoXForCausalLM, GPTNeoXModel
+    from refimpl.gpt_neox_heads import (
+        GPTNeoXForQuestionAnswering,
+        GPTNeoXForSequenceClassification,
+        GPTNeoXForTokenClassification,
+    )
     from refimpl.gpt_neox_japanese import GPTNeoXJapaneseForCausalLM, GPTNeoXJapaneseModel
-    from refimpl.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+    from refimpl.outputs import (
+        BaseModelOutputWithPast,
+        CausalLMOutputWithPast,
+        QuestionAnsweringModelOutput,
+        SequenceClassifierOutputWithPast,
+        TokenClassifierOutput,
+    )
     from refimpl.tokenizer import (
         GPTNeoXJapaneseTokenizer,
         GPTNeoXTokenizer,

@@ -6,18 +6,43 @@ import os
 from importlib import import_module
 from typing import Any
 
-from refimpl.config import CONFIG_NAME, GPTNeoXJapaneseConfig, PreTrainedConfig, split_hub_options
+from refimpl.config import GPTNeoXConfig, GPTNeoXJapaneseConfig
+from refimpl.config_base import CONFIG_NAME, PreTrainedConfig, split_hub_options
 from refimpl.errors import ConfigError, TokenizerFileError, quote
 from refimpl.hub import resolve
 from refimpl.json_reader import read_json_object
 
-#: model_type -> config class, and the module and class of each kind of model.
-_MODELS: dict[str, tuple[type[PreTrainedConfig], str, dict[str, str]]] = {
-    "gpt_neox_japanese": (
-        GPTNeoXJapaneseConfig,
-        "refimpl.gpt_neox_japanese",
-        {"AutoModel": "GPTNeoXJapaneseModel", "AutoModelForCausalLM": "GPTNeoXJapaneseForCausalLM"},
-    ),
+#: model_type -> its config class
+_CONFIGS: dict[str, type[PreTrainedConfig]] = {
+    "gpt_neox": GPTNeoXConfig,
+    "gpt_neox_japanese": GPTNeoXJapaneseConfig,
+}
+
+#: model_type -> what each Auto class makes of it: (module, class)
+_MODELS: dict[str, dict[str, tuple[str, str]]] = {
+    "gpt_neox": {
+        "AutoModel": ("refimpl.gpt_neox", "GPTNeoXModel"),
+        "AutoModelForCausalLM": ("refimpl.gpt_neox", "GPTNeoXForCausalLM"),
+        "AutoModelForQuestionAnswering": ("refimpl.gpt_neox_heads", "GPTNeoXForQuestionAnswering"),
+        "AutoModelForSequenceClassification": ("refimpl.gpt_neox_heads", "GPTNeoXForSequenceClassification"),
+        "AutoModelForTokenClassification": ("refimpl.gpt_neox_heads", "GPTNeoXForTokenClassification"),
+    },
+    "gpt_neox_japanese": {
+        "AutoModel": ("refimpl.gpt_neox_japanese", "GPTNeoXJapaneseModel"),
+        "AutoModelForCausalLM": ("refimpl.gpt_neox_japanese", "GPTNeoXJapaneseForCausalLM"),
+    },
+}
+
+#: Why others, which are taken for these families by their names, are not among them.
+_OTHERS = {
+    "stablelm_alpha": "StableLM-alpha v2 and Japanese StableLM have another MLP and code of their own",
+    "gpt2": "GPT-2 has learned positions instead of rotary ones; some Japanese models of this name are GPT-2",
+    "gpt_neo": "GPT-Neo is an older architecture, with local attention and learned positions",
+    "gptj": "GPT-J rotates neighbouring dimensions, and has one norm for attention and MLP",
+    "gptsan-japanese": "GPTSAN is a mixture of experts",
+    "gptsan_japanese": "GPTSAN is a mixture of experts",
+    "llama": "LLaMA has another norm and MLP",
+    "stablelm": "StableLM has another MLP",
 }
 
 
@@ -31,27 +56,50 @@ class AutoConfig:
         path = resolve(name_or_path, CONFIG_NAME, **hub_options)
         assert path is not None
         values = read_json_object(path, ConfigError)
-        return _entry(values.get("model_type"), path)[0].from_dict(values, **overrides)
+        model_type = known_type(values.get("model_type"), path)
+        return _CONFIGS[model_type].from_dict(values, **overrides)
 
 
-def _entry(model_type: Any, where: object) -> tuple[type[PreTrainedConfig], str, dict[str, str]]:
-    if not isinstance(model_type, str) or model_type not in _MODELS:
-        raise ConfigError(
-            "this type of model is not supported",
-            where=where,
-            found=f"model_type {quote(model_type)}",
-            allowed=", ".join(_MODELS),
-            key="model_type",
-            value=model_type,
-        )
-    return _MODELS[model_type]
+def known_type(model_type: Any, where: object) -> str:
+    """`model_type` itself.  Raises: ConfigError for one that is not supported, with the reason where it is known."""
+    if isinstance(model_type, str) and model_type in _CONFIGS:
+        return model_type
+    raise ConfigError(
+        "this type of model is not supported",
+        where=where,
+        found=f"model_type {quote(model_type)}",
+        allowed=", ".join(_CONFIGS),
+        hint=f"{_OTHERS[model_type]}." if isinstance(model_type, str) and model_type in _OTHERS else None,
+        key="model_type",
+        value=model_type,
+    )
+
+
+def class_by_architecture(config: PreTrainedConfig, where: object) -> Any:
+    """The model class that `architectures` in the config names; where it names none, the language model.
+
+    Raises: ConfigError for a class that is none of this type of model.
+    """
+    classes = _MODELS[known_type(config.model_type, where)]
+    named = (config.architectures or [classes["AutoModelForCausalLM"][1]])[0]
+    for module, name in classes.values():
+        if name == named:
+            return getattr(import_module(module), name)
+    raise ConfigError(
+        "no such model",
+        where=where,
+        found=f"architectures {quote(config.architectures)}",
+        allowed=", ".join(name for _, name in classes.values()),
+        key="architectures",
+        value=config.architectures,
+    )
 
 
 class _AutoModel:
     @classmethod
     def class_for(cls, config: PreTrainedConfig, where: object) -> Any:
         """The model class for `config`; `where` the config comes from is said in the ConfigError if there is none."""
-        _, module, classes = _entry(config.model_type, where)
+        classes = _MODELS[known_type(config.model_type, where)]
         if cls.__name__ not in classes:
             raise ConfigError(
                 f"there is no {cls.__name__} for this type of model",
@@ -61,7 +109,8 @@ class _AutoModel:
                 key="model_type",
                 value=config.model_type,
             )
-        return getattr(import_module(module), classes[cls.__name__])
+        module, name = classes[cls.__name__]
+        return getattr(import_module(module), name)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Any:
@@ -84,6 +133,18 @@ class AutoModel(_AutoModel):
 
 class AutoModelForCausalLM(_AutoModel):
     """The language model."""
+
+
+class AutoModelForQuestionAnswering(_AutoModel):
+    """Finds an answer in a text."""
+
+
+class AutoModelForSequenceClassification(_AutoModel):
+    """Judges a text."""
+
+
+class AutoModelForTokenClassification(_AutoModel):
+    """Judges each token."""
 
 
 #: our class -> its module, and the names in files that mean it: `tokenizer_class` as transformers writes it

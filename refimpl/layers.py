@@ -1,4 +1,4 @@
-"""The small parts that every model is built of: dense layers, embedding, layer norm, activation.
+"""The small parts that every model is built of: dense layers, embedding, layer norm, activation, MLP.
 
 A module's attributes have the names of its weights in the checkpoint, so that the path of an
 attribute *is* the key of a weight: `model.gpt_neox_japanese.layers[0].attention.dense.weight`.
@@ -37,12 +37,14 @@ class Parameter:
 
     def assign(self, array: np.ndarray, weight_dtype: np.dtype | None) -> None:
         """Keep `array` as the weight.  Raises: CheckpointValueError for a number that the dtype cannot hold."""
-        backend = self.owner.backend
+        setattr(self.owner, self.name, self.packed(array, weight_dtype, self.owner.backend))
+
+    def packed(self, array: np.ndarray, weight_dtype: np.dtype | None, backend: Backend) -> Array:
+        """`array` in the form in which `backend` keeps this weight.  Raises: CheckpointValueError, as `assign`."""
         if self.is_matrix:
-            setattr(self.owner, self.name, backend.weight(self._narrowed(array, weight_dtype), weight_dtype))
-        else:
-            # Copied, so that a small vector does not keep a whole file in memory.
-            setattr(self.owner, self.name, backend.asarray(np.array(array, dtype=backend.dtype)))
+            return backend.weight(self._narrowed(array, weight_dtype), weight_dtype)
+        # Copied, so that a small vector does not keep a whole file in memory.
+        return backend.asarray(np.array(array, dtype=backend.dtype))
 
     def _narrowed(self, array: np.ndarray, weight_dtype: np.dtype | None) -> np.ndarray:
         if weight_dtype is None or weight_dtype.itemsize >= array.dtype.itemsize:
@@ -147,3 +149,23 @@ class Activation(Module):
         return self.backend.activation(
             x, self.hidden_act, tuple(getattr(self, name) for name in self._shapes)
         )
+
+
+class MLP(Module):
+    """Widen, bend, narrow.  [batch, seq, hidden] -> [batch, seq, hidden]"""
+
+    def __init__(
+        self,
+        backend: Backend,
+        hidden_size: int,
+        intermediate_size: int,
+        hidden_act: str | Callable[[Array], Array],
+        bias: bool,
+    ):
+        super().__init__(backend)
+        self.dense_h_to_4h = Linear(backend, hidden_size, intermediate_size, bias=bias)
+        self.act = Activation(backend, hidden_act)
+        self.dense_4h_to_h = Linear(backend, intermediate_size, hidden_size, bias=bias)
+
+    def __call__(self, hidden_states: Array) -> Array:
+        return self.dense_4h_to_h(self.act(self.dense_h_to_4h(hidden_states)))

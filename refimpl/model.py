@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -12,22 +12,26 @@ import numpy as np
 from refimpl.backends import dtype_name, get_backend, to_dtype
 from refimpl.backends.base import Backend
 from refimpl.checkpoints import WEIGHTS_NAME, SafetensorsFile
-from refimpl.config import PreTrainedConfig, split_hub_options
-from refimpl.errors import BackendError, CheckpointMismatchError, InputError, quote
+from refimpl.config_base import PreTrainedConfig, split_hub_options
+from refimpl.errors import BackendError, CheckpointMismatchError, ConfigError, InputError, quote
 from refimpl.hub import resolve
 from refimpl.inputs import check_seed
 from refimpl.layers import Module, Parameter
+from refimpl.model_changes import ChangeableModel
 
 Array = Any
 
 # Buffers that old versions stored beside the weights. They hold nothing that the config does not say.
 _OLD_BUFFERS = (".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq")
 
+# What the heads are called, each a part of the model beside the base model.
+_HEADS = ("embed_out", "score", "classifier", "qa_outputs")
+
 # Loading less than this takes no time worth a progress bar.
 _PROGRESS_BYTES = 1 << 29
 
 
-class PreTrainedModel(Module):
+class PreTrainedModel(ChangeableModel):
     """Base of the models.  A subclass says in `build` what it is made of.
 
     Args:
@@ -57,15 +61,18 @@ class PreTrainedModel(Module):
         seed: int = 0,
     ):
         self._prepare(config, get_backend(backend, dtype=dtype, device=device, threads=threads))
+        self._draw(self.named_parameters(), _weight_dtype(dtype, weight_dtype), seed)
+        self._tie_weights()
+
+    def _draw(self, parameters: Iterable[Parameter], weight_dtype: np.dtype | None, seed: int) -> None:
+        """Give random values to `parameters`."""
         rng = np.random.default_rng(check_seed(seed))
-        kept = _weight_dtype(dtype, weight_dtype) or self.backend.dtype
-        for parameter in self.named_parameters():
+        for parameter in parameters:
             if parameter.initial is None:
-                values = rng.normal(0.0, config.initializer_range, parameter.shape)  # type: ignore[attr-defined]
+                values = rng.normal(0.0, self.config.initializer_range, parameter.shape)  # type: ignore[attr-defined]
             else:
                 values = np.full(parameter.shape, parameter.initial)
-            parameter.assign(values.astype(self.backend.dtype), kept)
-        self._tie_weights()
+            parameter.assign(values.astype(self.backend.dtype), weight_dtype or self.backend.dtype)
 
     @classmethod
     def skeleton(cls, config: PreTrainedConfig, backend: Backend) -> Self:
@@ -140,6 +147,7 @@ class PreTrainedModel(Module):
                     allowed=cls.config_class.__name__,
                 )
             loaded = config.updated(**overrides) if overrides else config
+        refuse_quantized(loaded, name_or_path)
         model = cls.skeleton(loaded, get_backend(backend, dtype=dtype, device=device, threads=threads))
         path = resolve(name_or_path, WEIGHTS_NAME, **hub_options)
         assert path is not None
@@ -161,6 +169,9 @@ class PreTrainedModel(Module):
         """
         file_keys = self._match_keys(tensors)
         parameters = list(self.named_parameters())
+        head = [p for p in parameters if p.key.startswith(_HEADS)]
+        new_head = head if not any(p.key in file_keys for p in head) else []
+        parameters = [p for p in parameters if p not in new_head]
         wanted = {parameter.key for parameter in parameters}
         missing = [parameter.key for parameter in parameters if parameter.key not in file_keys]
         unexpected = [
@@ -186,7 +197,9 @@ class PreTrainedModel(Module):
             )
         for parameter in _with_progress(parameters, tensors):
             parameter.assign(tensors[file_keys[parameter.key]], weight_dtype)
+        self._draw(new_head, weight_dtype, seed=0)
         self._tie_weights()
+        self._report_new_head([parameter.key for parameter in new_head], file_keys)
         self._report_untied_head(tensors, file_keys)
 
     def _match_keys(self, names: Mapping[str, Any]) -> dict[str, str]:
@@ -198,14 +211,27 @@ class PreTrainedModel(Module):
         in_model = any(parameter.key.startswith(prefix) for parameter in self.named_parameters())
         if in_file and not in_model:
             return {
-                key.removeprefix(prefix): name for key, name in known.items() if key != "embed_out.weight"
+                key.removeprefix(prefix): name for key, name in known.items() if not key.startswith(_HEADS)
             }
         if in_model and not in_file:
-            return {key if key == "embed_out.weight" else prefix + key: name for key, name in known.items()}
+            return {key if key.startswith(_HEADS) else prefix + key: name for key, name in known.items()}
         return known
 
     def _is_ignored(self, key: str) -> bool:
-        return key.endswith(_OLD_BUFFERS) or (key == "embed_out.weight" and bool(self._ties))
+        """Old buffers, the copy of a tied head, and the heads of other models."""
+        part = key.partition(".")[0]
+        other_head = part in _HEADS and (self._ties or not hasattr(self, part))
+        return key.endswith(_OLD_BUFFERS) or bool(other_head)
+
+    def _report_new_head(self, keys: list[str], file_keys: dict[str, str]) -> None:
+        if keys:
+            unused = [name for key, name in file_keys.items() if key.startswith(_HEADS)]
+            warnings.warn(
+                f"the file has no head of {type(self).__name__}: {', '.join(keys)} got random values, "
+                "and have to be trained before they are of use"
+                + (f" ({', '.join(unused)} of the file is not used)" if unused else ""),
+                stacklevel=4,
+            )
 
     def _report_untied_head(self, tensors: Mapping[str, np.ndarray], file_keys: dict[str, str]) -> None:
         stored = file_keys.get("embed_out.weight")
@@ -221,6 +247,11 @@ class PreTrainedModel(Module):
                     )
 
     # --- what it is ----------------------------------------------------------------------------
+
+    @property
+    def base_model(self) -> Any:
+        """The model without its head; itself, if it has none."""
+        return getattr(self, self.base_model_prefix, self)
 
     @property
     def dtype(self) -> np.dtype:
@@ -247,6 +278,22 @@ class PreTrainedModel(Module):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}, {self.num_parameters():,} parameters, {self.backend!r}>"
+
+
+def refuse_quantized(config: PreTrainedConfig, where: object) -> None:
+    """Raise ConfigError for a checkpoint whose weights are packed in a way that is not read here."""
+    packed = config.unused_keys.get("quantization_config")
+    if packed is not None:
+        method = packed.get("quant_method") if isinstance(packed, dict) else None
+        raise ConfigError(
+            "the weights of this checkpoint are quantized, which cannot be read",
+            where=where,
+            found=f"quantization_config with quant_method {quote(method)}",
+            allowed="weights in float64, float32, float16 or bfloat16",
+            hint="Use the checkpoint that it was made from.",
+            key="quantization_config",
+            value=packed,
+        )
 
 
 def _weight_dtype(dtype: Any, weight_dtype: Any) -> np.dtype | None:

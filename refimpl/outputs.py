@@ -69,3 +69,35 @@ class CausalLMOutputWithPast(ModelOutput):
     past_key_values: Any = None
     hidden_states: tuple[Array, ...] | None = None
     attentions: tuple[Array, ...] | None = None
+
+
+@dataclass
+class SequenceClassifierOutputWithPast(ModelOutput):
+    """Of a classifier of texts: the same, with `logits` [batch, num_labels]."""
+
+    loss: Array = None
+    logits: Array = None
+    past_key_values: Any = None
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
+
+
+@dataclass
+class TokenClassifierOutput(ModelOutput):
+    """Of a classifier of tokens: `logits` [batch, seq, num_labels]."""
+
+    loss: Array = None
+    logits: Array = None
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
+
+
+@dataclass
+class QuestionAnsweringModelOutput(ModelOutput):
+    """Of a finder of answers: the scores of each token as the first and as the last one, 2 x [batch, seq]."""
+
+    loss: Array = None
+    start_logits: Array = None
+    end_logits: Array = None
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None

@@ -18,7 +18,7 @@ from refimpl.errors import ContextOverflowError, InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from refimpl.config import PreTrainedConfig
+    from refimpl.config_base import PreTrainedConfig
     from refimpl.generation.config import GenerationConfig
 
 DEFAULT_NEW_TOKENS = 100

@@ -15,7 +15,7 @@ from refimpl.errors import MissingFileError, TokenizerFileError
 
 if TYPE_CHECKING:
     from refimpl.checkpoints import SafetensorsFile
-    from refimpl.config import PreTrainedConfig
+    from refimpl.config_base import PreTrainedConfig
 
 _HALF_TYPES = ("float16", "bfloat16")
 
@@ -82,12 +82,12 @@ def _describe_weights(
     config: PreTrainedConfig, tensors: SafetensorsFile, path: Path, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Parameters, and the bytes they take once they are loaded with these options."""
-    from refimpl.auto import AutoModelForCausalLM
+    from refimpl.auto import class_by_architecture
     from refimpl.backends import get_backend, to_dtype
 
     dtype = None if args.dtype == "auto" else args.dtype
     backend = get_backend("auto", dtype=dtype)
-    model = AutoModelForCausalLM.class_for(config, path).skeleton(config, backend)
+    model = class_by_architecture(config, path).skeleton(config, backend)
     in_file = Counter[str]()
     for key in tensors:
         in_file[str(tensors.dtype(key))] += _bytes(tensors, key)

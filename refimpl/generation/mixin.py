@@ -10,7 +10,7 @@ import numpy as np
 
 from refimpl.backends.base import Backend
 from refimpl.cache import DynamicCache
-from refimpl.config import PreTrainedConfig
+from refimpl.config_base import PreTrainedConfig
 from refimpl.errors import InputError
 from refimpl.generation.config import GenerationConfig, settings_of_model
 from refimpl.generation.logits import choose
@@ -79,7 +79,7 @@ class GenerationMixin:
             if config.bos_token_id is None:
                 raise InputError("without a prompt there must be a bos_token_id", where="input_ids")
             input_ids = [[config.bos_token_id]]
-        ids = as_id_array(input_ids, self.config.vocab_size).copy()  # type: ignore[attr-defined]
+        ids = as_id_array(input_ids, self.config.vocab_size).copy()
         mask = prompt_mask(ids, attention_mask, config)
         seed = fresh_seed() if seed is None else check_seed(seed)
         if streamer is not None:
@@ -105,7 +105,7 @@ class GenerationMixin:
         seed: int,
     ) -> Iterator[np.ndarray]:
         """The ids after each step: [batch, seq + 1], [batch, seq + 2], ..."""
-        pad_id = fill_id(config, self.config.vocab_size)  # type: ignore[attr-defined]
+        pad_id = fill_id(config, self.config.vocab_size)
         finished = np.zeros(len(ids), dtype=bool)
         cache = DynamicCache() if config.use_cache else None
         limit = config.length_limit(ids.shape[1])

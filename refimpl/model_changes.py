@@ -1,0 +1,199 @@
+"""Changing a model that is loaded: its precision and device, its embeddings, its vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import numpy as np
+
+from refimpl.backends import dtype_name, get_backend, to_dtype
+from refimpl.backends.base import Backend
+from refimpl.config_base import PreTrainedConfig
+from refimpl.errors import InputError, quote
+from refimpl.inputs import host_array
+from refimpl.layers import Embedding, Linear, Module
+
+Array = Any
+
+_DEVICES = ("cpu", "cuda")
+
+
+class ChangeableModel(Module):
+    """What can be changed in a model.  Each change is made in the model itself; a failed one changes nothing."""
+
+    config: PreTrainedConfig
+
+    def _tie_weights(self) -> None:
+        raise TypeError("a base class")
+
+    # --- precision and device ------------------------------------------------------------------
+
+    def half(self) -> Self:
+        """Keep the large matrices in float16.  Raises: CheckpointValueError for a number that it cannot hold."""
+        return self.to("float16")
+
+    def bfloat16(self) -> Self:
+        """Keep the large matrices in bfloat16."""
+        return self.to("bfloat16")
+
+    def float(self) -> Self:
+        """Keep the large matrices in float32, and compute in it."""
+        return self.to("float32")
+
+    def double(self) -> Self:
+        """Keep the large matrices in float64, and compute in it."""
+        return self.to("float64")
+
+    def cuda(self, device: int | str | None = None) -> Self:
+        """Move to a GPU.  Raises: BackendError where there is none."""
+        return self.to("cuda" if device is None else f"cuda:{device}" if isinstance(device, int) else device)
+
+    def cpu(self) -> Self:
+        """Move to the host."""
+        return self.to("cpu")
+
+    def to(self, *targets: Any, device: str | None = None, dtype: Any = None) -> Self:
+        """Move to a device, and keep the weights in a dtype: `.to("cuda")`, `.to("float16")`, `.to("cpu", np.float32)`.
+
+        On a backend that does not compute in 16 bits, float16 and bfloat16 say how the large matrices are
+        kept; the computation stays in float32.
+        Raises: BackendError for a device or dtype that is not available here.
+        """
+        for target in targets:
+            if isinstance(target, str) and target.partition(":")[0] in _DEVICES:
+                device = target
+            else:
+                dtype = target
+        backend = self._backend_for(device, dtype)
+        weight_dtype = None if dtype is None else to_dtype(dtype_name(dtype))
+        changed = {}
+        for parameter in self.named_parameters():
+            array = self.backend.to_numpy(getattr(parameter.owner, parameter.name))
+            changed[parameter] = parameter.packed(array, weight_dtype, backend)
+        for module in _modules(self):
+            module.backend = backend
+        rotary = self.base_model.rotary_emb  # type: ignore[attr-defined]
+        self.base_model.rotary_emb = type(rotary)(backend, rotary.config)  # type: ignore[attr-defined]
+        for parameter, array in changed.items():
+            setattr(parameter.owner, parameter.name, array)
+        self._tie_weights()
+        return self
+
+    def _backend_for(self, device: str | None, dtype: Any) -> Backend:
+        """This model's backend, or another one if device or compute dtype ask for it."""
+        here = self.backend.device
+        wanted = here if device is None else device
+        stays = wanted.partition(":")[0] == here.partition(":")[0]
+        if dtype is None and stays and wanted in (here, here.partition(":")[0]):
+            return self.backend
+        other = "cupy" if wanted.startswith("cuda") else "auto"
+        name = self.backend.name if stays else other
+        return get_backend(name, dtype=self.backend.dtype if dtype is None else dtype, device=wanted)
+
+    # --- embeddings and vocabulary -------------------------------------------------------------
+
+    def get_input_embeddings(self) -> Embedding:
+        """The embedding of the token ids; its `weight` is [vocab, hidden]."""
+        return self.base_model.embed_in  # type: ignore[attr-defined]
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Use another embedding: an `Embedding`, or an array [vocab, hidden] of this model's size."""
+        weight = value.weight if isinstance(value, Embedding) else value
+        self._set_matrix(self.get_input_embeddings(), host_array(weight, "value", "f"))
+        self._tie_weights()
+
+    def get_output_embeddings(self) -> Linear | None:
+        """The dense layer that gives the logits; None for a model without that head."""
+        return getattr(self, "embed_out", None)
+
+    def set_output_embeddings(self, value: Any) -> None:
+        """Use another output head: a `Linear`, or an array [vocab, hidden].  Raises: InputError if there is none."""
+        head = self.get_output_embeddings()
+        if head is None:
+            raise InputError("this model has no output embeddings", where=type(self).__name__)
+        if "weight" not in head._shapes:
+            raise InputError(
+                "the output head is the input embedding (tie_word_embeddings)",
+                where=type(self).__name__,
+                hint="Use set_input_embeddings, or load the model with tie_word_embeddings=False.",
+            )
+        weight = value.weight if isinstance(value, Linear) else value
+        self._set_matrix(head, host_array(weight, "value", "f"))
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> Embedding:
+        """Change the size of the vocabulary: rows are cut off at the end or added; the config follows.
+
+        new_num_tokens: how many; None: as many as there are (of use with `pad_to_multiple_of`).
+        pad_to_multiple_of: round up to a multiple.
+        mean_resizing: new rows are the mean of the old ones (a token that is as likely as any other); otherwise
+            they are random, with deviation `config.initializer_range`.
+
+        Returns the embedding.  Raises: InputError for an impossible size.
+        """
+        old = self.config.vocab_size
+        size = old if new_num_tokens is None else new_num_tokens
+        multiple = 1 if pad_to_multiple_of is None else pad_to_multiple_of
+        for name, value, most in (
+            ("new_num_tokens", size, 1 << 22),
+            ("pad_to_multiple_of", multiple, 1 << 16),
+        ):
+            if type(value) is not int or not 1 <= value <= most:
+                raise InputError(
+                    "not a possible size", where=name, found=quote(value), allowed=f"1 to {most}"
+                )
+        size = -(-size // multiple) * multiple
+        embedding, head = self.get_input_embeddings(), self.get_output_embeddings()
+        if size != old:
+            self.config.update({"vocab_size": size})
+            rng = np.random.default_rng(0)
+            for module in (embedding, head):
+                if module is not None and "weight" in module._shapes:
+                    weight = self.backend.to_numpy(module.weight)
+                    rows = self._new_rows(weight, size - old, mean_resizing, rng)
+                    module._shapes["weight"] = ((size, weight.shape[1]), None)
+                    self._set_matrix(module, np.concatenate([weight[:size], rows]))
+            self._tie_weights()
+        return embedding
+
+    def _new_rows(self, weight: np.ndarray, count: int, mean: bool, rng: np.random.Generator) -> np.ndarray:
+        shape = (max(count, 0), weight.shape[1])
+        if mean:
+            rows = np.broadcast_to(weight.astype(np.float64).mean(axis=0), shape)
+        else:
+            rows = rng.normal(0.0, self.config.initializer_range, shape)  # type: ignore[attr-defined]
+        return rows.astype(weight.dtype)
+
+    def _set_matrix(self, module: Embedding | Linear, weight: np.ndarray) -> None:
+        parameter = next(p for p in module.named_parameters() if p.name == "weight")
+        if weight.shape != parameter.shape:
+            raise InputError(
+                "wrong shape",
+                where="value",
+                found=str(list(weight.shape)),
+                allowed=str(list(parameter.shape)),
+                hint="resize_token_embeddings changes the size of the vocabulary.",
+            )
+        parameter.assign(weight, self.backend.to_numpy(module.weight).dtype)
+
+    def prune_heads(self, heads_to_prune: Any) -> None:
+        """Not offered.  Raises: InputError, which says what to do instead."""
+        raise InputError(
+            "heads cannot be taken out of a model here",
+            where="prune_heads",
+            hint="head_mask in a forward call takes away what a head contributes.",
+        )
+
+
+def _modules(module: Module) -> Iterator[Any]:
+    """`module` and everything in it that holds a backend."""
+    yield module
+    for part in vars(module).values():
+        for item in part if isinstance(part, list) else [part]:
+            if isinstance(item, Module):
+                yield from _modules(item)

@@ -123,7 +123,8 @@ class _NeoXConfig(PreTrainedConfig):
                 ", ".join(sorted(ACTIVATIONS)),
                 f"Did you mean {near[0]}?" if near else None,
             )
-        check_rope_parameters(self.rope_parameters, self.head_dim, f"{self.model_type} config")
+        where = f"{self.model_type} config"
+        check_rope_parameters(self.rope_parameters, self.head_dim, self.max_position_embeddings, where)
 
 
 class GPTNeoXConfig(_NeoXConfig):

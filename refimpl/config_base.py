@@ -121,17 +121,18 @@ class PreTrainedConfig:
         else:
             settings["id2label"] = _numbered_labels(settings["id2label"])
         count = settings.pop("num_labels", None)
-        if count is not None and count != len(settings.get("id2label", self.id2label)):
-            if type(count) is not int or not 1 <= count <= 1 << 20:
-                allowed = "a whole number from 1 to 1048576"
-                raise ConfigError(
-                    "not a number of labels",
-                    where="num_labels",
-                    found=quote(count),
-                    allowed=allowed,
-                    key="num_labels",
-                    value=count,
-                )
+        if count is None:
+            return settings
+        if type(count) is not int or not 1 <= count <= 1 << 20:
+            raise ConfigError(
+                "not a number of labels",
+                where="num_labels",
+                found=quote(count),
+                allowed="a whole number from 1 to 1048576",
+                key="num_labels",
+                value=count,
+            )
+        if count != len(settings.get("id2label", self.id2label)):
             settings["id2label"] = {index: f"LABEL_{index}" for index in range(count)}
         return settings
 
@@ -150,12 +151,13 @@ class PreTrainedConfig:
                 raise self._error("not a truth value", name, "true or false")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             self._check_token_id(name)
+        _numbered_labels(self.id2label)
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             raise self._error("unknown", "problem_type", ", ".join(PROBLEM_TYPES) + ", or none")
 
     def _check_token_id(self, name: str) -> None:
-        value = getattr(self, name)
-        if value == getattr(type(self), name):
+        value, default = getattr(self, name), getattr(type(self), name)
+        if type(value) is type(default) and value == default:
             return  # the default of the class, which a smaller vocabulary need not hold
         ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
         if not all(token_id is None or type(token_id) is int for token_id in ids):

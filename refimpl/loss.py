@@ -83,6 +83,8 @@ def sequence_classification_loss(
     if problem_type == "regression":
         difference = logits - targets
         return (difference * difference).mean()
+    if not ((given >= 0) & (given <= 1)).all():
+        raise InputError("not from no to yes", where="labels", allowed="0 to 1, for each class of each text")
     # -log of the probability of yes (target 1) or no (target 0), without overflow.
     xp = backend.xp
     return (xp.maximum(logits, 0) - logits * targets + xp.log1p(xp.exp(-xp.abs(logits)))).mean()

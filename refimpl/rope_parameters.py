@@ -83,7 +83,7 @@ def read_rope_parameters(settings: dict[str, Any], current: dict[str, Any]) -> d
     return {key: value for key, value in parameters.items() if value is not None}
 
 
-def check_rope_parameters(parameters: Any, head_dim: int, where: str) -> None:
+def check_rope_parameters(parameters: Any, head_dim: int, max_position_embeddings: int, where: str) -> None:
     """Raise ConfigError unless the frequencies of rotary positions can be computed from `parameters`."""
     rope_type = parameters.get("rope_type", "default")
     if not isinstance(rope_type, str) or rope_type not in _KEYS:
@@ -107,6 +107,9 @@ def check_rope_parameters(parameters: Any, head_dim: int, where: str) -> None:
         allowed = "an even number of at least 2 and at most the head's dimensions"
         raise _error(what, "partial_rotary_factor", parameters["partial_rotary_factor"], where, allowed)
     _check_together(rope_type, parameters, rotary_ndims, where)
+    if rope_type == "longrope" and max_position_embeddings < 2:
+        what = "the type longrope needs a text of at least 2 tokens"
+        raise _error(what, "max_position_embeddings", max_position_embeddings, where)
 
 
 def _check_together(rope_type: str, parameters: dict[str, Any], rotary_ndims: int, where: str) -> None:

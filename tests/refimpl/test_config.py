@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from refimpl import AutoConfig, GPTNeoXJapaneseConfig
+from refimpl import AutoConfig, GPTNeoXConfig, GPTNeoXJapaneseConfig
 from refimpl.errors import ConfigError, MissingFileError, ResourceLimitError, SaveError
 
 
@@ -165,3 +165,125 @@ def test_a_file_that_is_too_large_or_missing(tmp_path):
     (tmp_path / "config.json").write_bytes(b" " * (2 << 20))
     with pytest.raises(ResourceLimitError):
         AutoConfig.from_pretrained(tmp_path)
+
+
+# --- every key of a file -------------------------------------------------------------------------
+
+WHOLE = {
+    "vocab_size": 1 << 22, "hidden_size": 1 << 16, "num_hidden_layers": 1 << 10, "num_attention_heads": 1 << 10,
+    "intermediate_size": 1 << 20, "max_position_embeddings": 1 << 20,
+}  # fmt: skip
+OTHER = {
+    "layer_norm_eps": 1e6,
+    "rotary_emb_base": 1e18,
+    "rotary_pct": 1,
+    "initializer_range": 1e6,
+    "hidden_dropout": 1,
+}
+SWITCHES = [
+    "use_cache",
+    "tie_word_embeddings",
+    "use_parallel_residual",
+    "attention_bias",
+    "is_decoder",
+    "return_dict",
+]
+IDS = ["bos_token_id", "eos_token_id", "pad_token_id"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[(key, value) for key, most in WHOLE.items()
+          for value in (most + 1, 1 << 31, 10**4000, 0, -1, 1.5, 8.0, True, "8", None, [8], 1e400, float("nan"))],
+        *[(key, value) for key, most in OTHER.items()
+          for value in (most * 1.01 + 1, -1, True, "1", [1], float("inf"), float("nan"), 10**4000)],
+        *[(key, value) for key in ("layer_norm_eps", "initializer_range", "hidden_dropout") for value in (None, {})],
+        *[(key, value) for key in SWITCHES for value in (None, 0, 1, "true", [])],
+        *[(key, value) for key in IDS for value in (-1, 50432, 10**4000, 1.0, "0", True, {}, [1.5])],
+        ("pad_token_id", [0]), ("bos_token_id", [0]), ("eos_token_id", [0, 50432]), ("eos_token_id", [None, -1]),
+        ("hidden_act", "gelu_newer"), ("hidden_act", None), ("hidden_act", 3), ("hidden_act", "__class__"),
+        ("problem_type", "ranking"), ("problem_type", 1),
+        ("num_labels", 0), ("num_labels", -1), ("num_labels", 2.0), ("num_labels", "2"), ("num_labels", 10**9),
+        ("id2label", {}), ("id2label", {"1": "a"}), ("id2label", {"0": "a", "2": "b"}), ("id2label", {"x": "a"}),
+        ("id2label", {"0": 5}), ("id2label", "ab"), ("id2label", 3),
+        ("rope_scaling", "linear"), ("rope_scaling", 2.0), ("rope_parameters", [1]),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_refused(key, value):
+    with pytest.raises(ConfigError) as caught:
+        GPTNeoXConfig.from_dict({key: value})
+    assert caught.value.key == key
+    assert len(str(caught.value)) < 700
+
+
+def test_nothing_is_allocated_for_a_huge_model():
+    """The largest settings make a config at once: tables and masks are made for the length that is used."""
+    config = GPTNeoXConfig(
+        hidden_size=1 << 16, num_hidden_layers=1 << 10, max_position_embeddings=1 << 20, vocab_size=1 << 22
+    )
+    assert config.rotary_ndims == 256
+
+
+def test_eos_may_be_several_ids():
+    assert GPTNeoXConfig(eos_token_id=[0, 50277]).eos_token_id == [0, 50277]
+    # The default of the class need not be in a smaller vocabulary; a number of the file must.
+    assert GPTNeoXJapaneseConfig(vocab_size=100).eos_token_id == 31999
+    with pytest.raises(ConfigError, match="outside the vocabulary of 100"):
+        GPTNeoXJapaneseConfig(vocab_size=100, eos_token_id=100)
+
+
+def test_labels():
+    config = GPTNeoXConfig.from_dict(
+        {"id2label": {"1": "good", "0": "bad", "2": "so-so"}, "label2id": {"bad": 0}}
+    )
+    assert config.id2label == {0: "bad", 1: "good", 2: "so-so"}
+    assert config.label2id == {"bad": 0, "good": 1, "so-so": 2}
+    assert config.num_labels == 3
+    written = json.loads(config.to_json_string())
+    assert written["id2label"] == {"0": "bad", "1": "good", "2": "so-so"}
+    assert GPTNeoXConfig.from_dict(written) == config
+    config.num_labels = 3
+    assert config.id2label[0] == "bad"  # the names stay where their number stays
+    config.num_labels = 1
+    assert config.id2label == {0: "LABEL_0"}
+    assert GPTNeoXConfig(id2label=["a", "b"]).label2id == {"a": 0, "b": 1}
+    assert "id2label" not in GPTNeoXConfig().to_dict()
+
+
+def test_unknown_keys_are_kept_read_and_written_back():
+    wild = {"attention_probs_dropout_prob": 0, "end_token_id": 2, "type_vocab_size": 1, "weight_tying": False,
+            "_attn_implementation_autoset": True, "task_specific_params": {"a": [1]}}  # fmt: skip
+    config = GPTNeoXConfig.from_dict({**wild, "torch_dtype": "bfloat16"})
+    assert config.unused_keys == wild
+    assert config.type_vocab_size == 1
+    assert config.dtype == "bfloat16"
+    assert {key: config.to_dict()[key] for key in wild} == wild
+    assert config.updated(hidden_size=1024, num_attention_heads=8).end_token_id == 2
+    with pytest.raises(AttributeError, match="no setting 'end_tokn_id'"):
+        _ = config.end_tokn_id
+
+
+def test_no_two_configs_share_anything():
+    wild = {"task": {"a": [1]}}
+    first = GPTNeoXConfig.from_dict(wild)
+    second = first.updated()
+    first.unused_keys["task"]["a"].append(2)
+    first.id2label[2] = "more"
+    first.rope_parameters["rope_theta"] = 5
+    first.to_dict()["task"]["a"].append(3)
+    assert first.unused_keys == {"task": {"a": [1, 2]}}
+    assert second.unused_keys == wild == {"task": {"a": [1]}}
+    assert GPTNeoXConfig().num_labels == second.num_labels == 2
+    assert second.rotary_emb_base == 10000
+
+
+def test_update_changes_all_or_nothing():
+    config = GPTNeoXConfig()
+    config.update({"hidden_size": 128, "num_attention_heads": 4, "rotary_pct": 0.5})
+    assert (config.hidden_size, config.rotary_ndims) == (128, 16)
+    for wrong in ({"hidden_size": 64, "num_attention_heads": 7}, {"hidden_act": "relu", "hiden_size": 3}):
+        before = config.to_dict()
+        with pytest.raises(ConfigError):
+            config.update(wrong)
+        assert config.to_dict() == before

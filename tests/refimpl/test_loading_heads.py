@@ -1,0 +1,186 @@
+"""One checkpoint, several models: with another head, without a head, and the classes that a file names."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from refimpl import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPTNeoXForCausalLM,
+    GPTNeoXForQuestionAnswering,
+    GPTNeoXForSequenceClassification,
+    GPTNeoXForTokenClassification,
+    GPTNeoXModel,
+    to_numpy,
+)
+from refimpl.auto import class_by_architecture
+from refimpl.errors import CheckpointMismatchError, ConfigError
+from tests.tiny import save_tiny, tiny_ids, tiny_neox, tiny_neox_config
+
+HEADS = [GPTNeoXForQuestionAnswering, GPTNeoXForSequenceClassification, GPTNeoXForTokenClassification]
+
+
+def first(model):
+    return to_numpy(model(tiny_ids(1, 6), return_dict=False)[0])
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_new_head_is_named_and_always_the_same(backend, tmp_path, head):
+    save_tiny(tmp_path, tiny_neox(backend=backend))
+    with pytest.warns(UserWarning, match="random values") as caught:
+        model = head.from_pretrained(tmp_path, backend=backend, num_labels=3)
+    text = str(caught[0].message)
+    names = [name for name in model.state_dict() if not name.startswith("gpt_neox.")]
+    assert names
+    assert all(name in text for name in names)
+    assert "embed_out.weight of the file is not used" in text
+    with pytest.warns(UserWarning, match="random values"):
+        again = head.from_pretrained(tmp_path, backend=backend, num_labels=3)
+    np.testing.assert_array_equal(first(model), first(again))
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+@pytest.mark.parametrize("head", [GPTNeoXForCausalLM, *HEADS])
+def test_every_model_shares_its_base(backend, tmp_path, head, prefixed):
+    """The base model reads any file, and any head reads the file of a base model."""
+    model = tiny_neox(head, backend, pad_token_id=0)
+    tensors = {k: np.ascontiguousarray(v) for k, v in model.state_dict().items()}
+    if not prefixed:
+        tensors = {k.removeprefix("gpt_neox."): v for k, v in tensors.items() if k.startswith("gpt_neox.")}
+    model.config.save_pretrained(tmp_path)
+    save_file(tensors, tmp_path / "model.safetensors")
+    base = GPTNeoXModel.from_pretrained(tmp_path, backend=backend)
+    np.testing.assert_array_equal(first(base), first(model.base_model))
+    if prefixed:
+        np.testing.assert_array_equal(first(head.from_pretrained(tmp_path, backend=backend)), first(model))
+    else:
+        with pytest.warns(UserWarning, match="random values"):
+            again = head.from_pretrained(tmp_path, backend=backend)
+        np.testing.assert_array_equal(first(again.base_model), first(base))
+
+
+def test_half_a_head_is_an_error(backend, tmp_path):
+    save_tiny(tmp_path, tiny_neox(GPTNeoXForTokenClassification, backend))
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["classifier.bias"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointMismatchError) as caught:
+        GPTNeoXForTokenClassification.from_pretrained(tmp_path, backend=backend)
+    assert caught.value.missing == ["classifier.bias"]
+
+
+def test_another_number_of_labels_is_an_error(backend, tmp_path):
+    save_tiny(tmp_path, tiny_neox(GPTNeoXForSequenceClassification, backend, num_labels=3))
+    with pytest.raises(CheckpointMismatchError) as caught:
+        GPTNeoXForSequenceClassification.from_pretrained(tmp_path, backend=backend, num_labels=4)
+    assert len(caught.value.mismatched) == 1
+    assert "score.weight" in caught.value.mismatched[0]
+
+
+def test_both_names_of_the_output_head(backend, tmp_path):
+    model = tiny_neox(backend=backend)
+    save_tiny(tmp_path, model)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("embed_out.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(first(AutoModelForCausalLM.from_pretrained(tmp_path)), first(model))
+
+
+def test_old_buffers_are_not_biases(backend, tmp_path):
+    """`attention.bias` is an old mask; `attention.dense.bias` is a bias."""
+    model = tiny_neox(backend=backend)
+    save_tiny(tmp_path, model)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for layer in range(3):
+        at = f"gpt_neox.layers.{layer}.attention."
+        tensors[at + "bias"] = np.ones((1, 1, 4, 4), bool)
+        tensors[at + "masked_bias"] = np.array(-1e9, np.float32)
+        tensors[at + "rotary_emb.inv_freq"] = np.ones(2, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(
+        first(AutoModelForCausalLM.from_pretrained(tmp_path, backend=backend)), first(model)
+    )
+    del tensors["gpt_neox.layers.1.attention.dense.bias"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointMismatchError, match=r"1\.attention\.dense\.bias"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, backend=backend)
+
+
+# --- the right class -----------------------------------------------------------------------------
+
+
+def test_the_class_that_a_file_names(tmp_path):
+    for head in (GPTNeoXModel, GPTNeoXForCausalLM, *HEADS):
+        config = tiny_neox_config(architectures=[head.__name__])
+        assert class_by_architecture(config, tmp_path) is head
+    assert class_by_architecture(tiny_neox_config(), tmp_path) is GPTNeoXForCausalLM
+    with pytest.raises(ConfigError, match="GPTNeoXRewardModel"):
+        class_by_architecture(tiny_neox_config(architectures=["GPTNeoXRewardModel"]), tmp_path)
+
+
+def test_a_classifier_of_a_language_model_s_file(backend, tmp_path):
+    save_tiny(tmp_path, tiny_neox(backend=backend))
+    assert type(AutoModel.from_pretrained(tmp_path, backend=backend)) is GPTNeoXModel
+    with pytest.warns(UserWarning, match=r"score\.weight"):
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path, backend=backend, num_labels=7)
+    assert first(model).shape == (1, 7)
+
+
+def test_the_japanese_family_has_no_classifiers(tmp_path):
+    save_tiny(tmp_path)
+    with pytest.raises(ConfigError, match=r"no AutoModelForSequenceClassification.*allowed: AutoModel"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("stablelm_alpha", "MLP"),
+        ("gpt2", "learned positions"),
+        ("gptj", "neighbouring"),
+        ("mamba", "allowed: gpt_neox"),
+    ],
+)
+def test_other_architectures_are_refused_with_the_reason(tmp_path, model_type, reason):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    for refused in (AutoConfig, AutoModelForCausalLM):
+        with pytest.raises(ConfigError, match=model_type) as caught:
+            refused.from_pretrained(tmp_path)
+        assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "hqq"])
+def test_packed_weights_are_refused(tmp_path, method):
+    save_tiny(tmp_path, tiny_neox())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert AutoConfig.from_pretrained(tmp_path).quantization_config["bits"] == 4
+    with pytest.raises(ConfigError, match=method) as caught:
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert caught.value.key == "quantization_config"
+
+
+def test_code_of_a_file_is_never_run(tmp_path):
+    save_tiny(tmp_path, tiny_neox())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {
+        "auto_map": {"AutoModelForCausalLM": "modeling.Evil"},
+        "custom_pipelines": {"x": {"impl": "evil.Evil"}},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "modeling.py").write_text("raise SystemExit('this must not run')")
+    with pytest.warns(UserWarning, match="auto_map"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(model) is GPTNeoXForCausalLM
+    assert model.config.to_dict()["custom_pipelines"] == config["custom_pipelines"]

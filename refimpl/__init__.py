@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 #: public name -> the module that defines it
 _EXPORTS = {
+    "AttentionMaskVisualizer": "refimpl.attention_visualizer",
     "AutoConfig": "refimpl.auto",
     "AutoModel": "refimpl.auto",
     "AutoModelForCausalLM": "refimpl.auto",
@@ -51,6 +52,7 @@ __all__ = sorted([*_EXPORTS, "__version__"])
 
 if TYPE_CHECKING:
     from refimpl.arrays import to_numpy
+    from refimpl.attention_visualizer import AttentionMaskVisualizer
     from refimpl.auto import (
         AutoConfig,
         AutoModel,

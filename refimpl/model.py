@@ -48,6 +48,8 @@ class PreTrainedModel(ChangeableModel):
     config_class: ClassVar[type[PreTrainedConfig]]
     base_model_prefix: ClassVar[str]
     config: PreTrainedConfig
+    #: The folder or Hub id that the model came from; empty for random weights.
+    name_or_path: str = ""
 
     def __init__(
         self,
@@ -149,6 +151,7 @@ class PreTrainedModel(ChangeableModel):
             loaded = config.updated(**overrides) if overrides else config
         refuse_quantized(loaded, name_or_path)
         model = cls.skeleton(loaded, get_backend(backend, dtype=dtype, device=device, threads=threads))
+        model.name_or_path = os.fspath(name_or_path)
         path = resolve(name_or_path, WEIGHTS_NAME, **hub_options)
         assert path is not None
         model.load_weights(

@@ -21,6 +21,7 @@ from refimpl.errors import InputError, RefimplError, quote
 COMMANDS = {
     "generate": ("generate", "continue a text"),
     "tokenize": ("tokenize", "show the tokens of a text, or the text of ids"),
+    "mask": ("mask", "show which token may look at which"),
     "inspect": ("inspect", "show what a model is made of, without loading it"),
     "train-vocab": ("train_vocab", "make a vocabulary from texts"),
     "bench": ("bench", "measure speed, beside other implementations"),

@@ -1,0 +1,1 @@
+"""Modules at the places where users of transformers look for them."""

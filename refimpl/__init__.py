@@ -45,6 +45,7 @@ _EXPORTS = {
     "TokenClassifierOutput": "refimpl.outputs",
     "embedded_model_path": "refimpl.embedded_model",
     "get_backend": "refimpl.backends",
+    "pipeline": "refimpl.pipelines",
     "to_numpy": "refimpl.arrays",
 }
 
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
         SequenceClassifierOutputWithPast,
         TokenClassifierOutput,
     )
+    from refimpl.pipelines import pipeline
     from refimpl.tokenizer import (
         GPTNeoXJapaneseTokenizer,
         GPTNeoXTokenizer,

@@ -27,6 +27,10 @@ _OLD_BUFFERS = (".attention.bias", ".attention.masked_bias", ".attention.rotary_
 # What the heads are called, each a part of the model beside the base model.
 _HEADS = ("embed_out", "score", "classifier", "qa_outputs")
 
+# Arguments that programs written for transformers pass; whatever they say, the same happens here: weights are
+# mapped, attention is computed as it is defined, and no code of a repository is ever run.
+_WITHOUT_EFFECT = ("attn_implementation", "low_cpu_mem_usage", "trust_remote_code", "use_safetensors")
+
 # Loading less than this takes no time worth a progress bar.
 _PROGRESS_BYTES = 1 << 29
 
@@ -128,12 +132,14 @@ class PreTrainedModel(ChangeableModel):
         config: settings to use instead of the file's.
         torch_dtype, device_map: other names of `dtype` and `device`; device_map "auto" lets the backend choose.
         options: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` say where files come
-            from; every other keyword overrides a setting of the config.
+            from; `attn_implementation`, `low_cpu_mem_usage`, `trust_remote_code` and `use_safetensors` have no
+            effect; every other keyword overrides a setting of the config.
 
         Raises: MissingFileError, ConfigError, CheckpointFormatError, CheckpointMismatchError (one error
             that lists every missing, unexpected and mis-shaped tensor), BackendError.
         """
         hub_options, overrides = split_hub_options(options)
+        overrides = {name: value for name, value in overrides.items() if name not in _WITHOUT_EFFECT}
         dtype = torch_dtype if dtype is None else dtype
         dtype = None if isinstance(dtype, str) and dtype == "auto" else dtype
         if device is None and device_map not in (None, "auto"):

@@ -184,3 +184,12 @@ def test_code_of_a_file_is_never_run(tmp_path):
         model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(model) is GPTNeoXForCausalLM
     assert model.config.to_dict()["custom_pipelines"] == config["custom_pipelines"]
+
+
+def test_arguments_that_mean_nothing_here_are_accepted(backend, tmp_path):
+    model = tiny_neox(backend=backend)
+    save_tiny(tmp_path, model)
+    given = {"attn_implementation": "sdpa", "low_cpu_mem_usage": True, "trust_remote_code": True}
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, backend=backend, use_safetensors=True, **given)
+    np.testing.assert_array_equal(first(again), first(model))
+    assert again.config == GPTNeoXForCausalLM.from_pretrained(tmp_path, backend=backend).config

@@ -1,0 +1,96 @@
+"""`pipeline("text-generation", model=...)`: text in, text out, in one call."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from refimpl.auto import AutoConfig, AutoTokenizer
+from refimpl.config_base import split_hub_options
+from refimpl.embedded_model import embedded_model_path
+from refimpl.errors import InputError, quote
+from refimpl.pipelines.base import Pipeline
+from refimpl.pipelines.text_generation import TextGenerationPipeline
+
+#: name of the task -> its class
+TASKS: dict[str, type[Pipeline]] = {"text-generation": TextGenerationPipeline}
+
+
+def pipeline(
+    task: str,
+    model: Any = None,
+    config: Any = None,
+    tokenizer: Any = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    device: int | str | None = None,
+    device_map: str | None = None,
+    dtype: Any = None,
+    torch_dtype: Any = None,
+    backend: Any = None,
+    model_kwargs: dict[str, Any] | None = None,
+    **options: Any,
+) -> Pipeline:
+    """The pipeline of a task.
+
+    task: "text-generation".
+    model: a folder, a Hub id, or a model; None: the model that ships inside the package.
+    config: settings to use instead of the file's: a config, a folder or a Hub id.
+    tokenizer: a tokenizer, a folder or a Hub id; None: that of the model, which must then be a name.
+    revision, token: of the Hub.
+    device: 0 for the first GPU ("cuda:0"), -1 or "cpu" for the processor, or a name.  None: the backend chooses.
+    device_map, dtype, torch_dtype, backend: as in `from_pretrained`, whose other arguments are `model_kwargs`
+        (`weight_dtype`, `quantization_config`, `cache_dir`, ...).
+    options: `batch_size`, and the options that each call starts from.
+
+    Raises: InputError for a task that there is not, and as the pipeline itself; BackendError for a device that
+        there is not; and what `from_pretrained` raises.
+    """
+    if not isinstance(task, str) or task not in TASKS:
+        allowed = ", ".join(sorted(TASKS))
+        raise InputError("there is no such pipeline", where="task", found=quote(task), allowed=allowed)
+    model = embedded_model_path() if model is None else model
+    place = _device_name(device)
+    named = {"config": config, "revision": revision, "token": token, "device_map": device_map}
+    named |= {"dtype": dtype, "torch_dtype": torch_dtype, "backend": backend}
+    loading = {name: value for name, value in named.items() if value is not None} | (model_kwargs or {})
+    hub_options, _ = split_hub_options(loading)
+    elsewhere = {name: value for name, value in hub_options.items() if name != "revision"}
+
+    if isinstance(tokenizer, str | os.PathLike):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer, **elsewhere)
+    if isinstance(model, str | os.PathLike):
+        if isinstance(config, str | os.PathLike):
+            loading["config"] = AutoConfig.from_pretrained(config, **elsewhere)
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(model, **hub_options)
+        model = TASKS[task].auto_class.from_pretrained(model, device=place, **loading)
+    elif loading:
+        raise InputError(
+            "these arguments are for loading a model, and this one is loaded",
+            where="model",
+            found=", ".join(sorted(loading)),
+        )
+    elif place is not None and place != model.device and device != -1:
+        model = model.to(place)
+    if tokenizer is None:
+        raise InputError(
+            "a model that is given as an object needs its tokenizer beside it",
+            where="tokenizer",
+            hint="For example: pipeline(task, model=model, tokenizer=tokenizer).",
+        )
+    return TASKS[task](model, tokenizer, **options)
+
+
+def _device_name(device: Any) -> str | None:
+    """transformers' way to name a device, in the words of `get_backend`."""
+    if device is None or (isinstance(device, str) and device != "cuda"):
+        return device
+    if device == "cuda":
+        return "cuda:0"
+    if isinstance(device, int) and not isinstance(device, bool) and device >= -1:
+        return "cpu" if device == -1 else f"cuda:{device}"
+    raise InputError(
+        "not a device", where="device", found=quote(device), allowed='0, 1, ... for a GPU, -1 or "cpu"'
+    )

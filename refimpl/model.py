@@ -179,7 +179,9 @@ class PreTrainedModel(ChangeableModel):
         file_keys = self._match_keys(tensors)
         parameters = list(self.named_parameters())
         head = [p for p in parameters if p.key.startswith(_HEADS)]
-        new_head = head if not any(p.key in file_keys for p in head) else []
+        # A file that says it holds this very model, and lacks its head, is broken.
+        claimed = type(self).__name__ in (self.config.architectures or ())
+        new_head = [] if claimed or any(p.key in file_keys for p in head) else head
         parameters = [p for p in parameters if p not in new_head]
         wanted = {parameter.key for parameter in parameters}
         missing = [parameter.key for parameter in parameters if parameter.key not in file_keys]

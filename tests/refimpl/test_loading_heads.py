@@ -77,6 +77,18 @@ def test_half_a_head_is_an_error(backend, tmp_path):
     assert caught.value.missing == ["classifier.bias"]
 
 
+def test_a_file_that_says_it_has_this_head_must_have_it(backend, tmp_path):
+    save_tiny(tmp_path, tiny_neox(backend=backend, architectures=["GPTNeoXForCausalLM"]))
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["embed_out.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointMismatchError) as caught:
+        GPTNeoXForCausalLM.from_pretrained(tmp_path, backend=backend)
+    assert caught.value.missing == ["embed_out.weight"]
+    with pytest.warns(UserWarning, match=r"embed_out\.weight"):
+        GPTNeoXForCausalLM.from_pretrained(tmp_path, backend=backend, architectures=["GPTNeoXModel"])
+
+
 def test_another_number_of_labels_is_an_error(backend, tmp_path):
     save_tiny(tmp_path, tiny_neox(GPTNeoXForSequenceClassification, backend, num_labels=3))
     with pytest.raises(CheckpointMismatchError) as caught:

@@ -148,6 +148,9 @@ class GPTNeoXConfig(_NeoXConfig):
     attention_dropout: float = 0.0
     classifier_dropout: float | None = 0.1
 
+    float_ranges: ClassVar = {**_NeoXConfig.float_ranges, "classifier_dropout": (0.0, 1.0)}
+    may_be_none: ClassVar = ("classifier_dropout",)
+
 
 class GPTNeoXJapaneseConfig(_NeoXConfig):
     """The settings of GPT-NeoX-Japanese; the defaults are those of `abeja/gpt-neox-japanese-2.7b`."""

@@ -33,6 +33,8 @@ class PreTrainedConfig:
     #: Inclusive limits of whole numbers and of others: beyond them a file is wrong, or made to exhaust memory.
     whole_ranges: ClassVar[dict[str, tuple[int, int]]] = {}
     float_ranges: ClassVar[dict[str, tuple[float, float]]] = {}
+    #: Those of them that a file may leave open with null.
+    may_be_none: ClassVar[tuple[str, ...]] = ()
     #: Other names that `_translate` understands.
     other_spellings: ClassVar[tuple[str, ...]] = ("num_labels", "torch_dtype")
 
@@ -140,6 +142,8 @@ class PreTrainedConfig:
         """Raise ConfigError unless a model can be built from these settings."""
         for name, (least, most) in self.float_ranges.items():
             value = getattr(self, name)
+            if value is None and name in self.may_be_none:
+                continue
             if type(value) not in (int, float) or not least <= value <= most:
                 raise self._error("not a possible value", name, f"a number from {least:g} to {most:g}")
         for name, (low, high) in self.whole_ranges.items():

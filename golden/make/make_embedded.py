@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import oracle
-from cases import SMALLEST_LEAD, Maker
 from common import REPOSITORY, significant
-from tiny_models import FAMILY, load
+from families import JAPANESE
+from generation_cases import SMALLEST_LEAD
+from maker import Maker
+from tiny_models import load
 from transformers import GPTNeoXJapaneseTokenizer
 
 EMBEDDED = REPOSITORY / "refimpl" / "embedded_model"
@@ -33,8 +35,8 @@ TEXTS = (
 
 def make_embedded(golden: Path, folder: Path) -> None:
     tokenizer = GPTNeoXJapaneseTokenizer(str(folder / "vocab.txt"), str(folder / "emoji.json"))
-    shutil.rmtree(golden / "vectors" / FAMILY / "embedded", ignore_errors=True)
-    make = Maker("embedded", load(folder), "../refimpl/embedded_model", golden, ("trained",))
+    shutil.rmtree(golden / JAPANESE.vector_folder("embedded"), ignore_errors=True)
+    make = Maker("embedded", load(JAPANESE, folder), "../refimpl/embedded_model", golden, ("trained",))
     ids = np.array([tokenizer(SHORT_TEXT)["input_ids"]], dtype=np.int64)
     inputs = {"input_ids": ids, "labels": ids}
     title = f"All hidden states, all attentions and the loss of {SHORT_TEXT}"

@@ -49,6 +49,8 @@ HEAD: dict[str, Any] = {
             "text": "the text is not valid Unicode",
         },
         "detects": "frequent mistake -> how far its logits lie from the right ones, relative to the largest",
+        "wrong": "name of a frequent mistake -> name of the tensor in expected.file with the logits that it gives",
+        "after": "another case: the same loaded model is called with that one first",
     },
 }
 

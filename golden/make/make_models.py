@@ -1,39 +1,65 @@
-"""Golden vectors of whole models: tiny random GPT-NeoX-Japanese models, run by transformers.
+"""Golden vectors of whole models: tiny random GPT-NeoX and GPT-NeoX-Japanese models, run by transformers.
 
-`python golden/make/make_models.py [--only NAME ...]` writes `golden/models/gpt_neox_japanese/NAME/`
-and `golden/vectors/gpt_neox_japanese/NAME/*.safetensors`.  The name `embedded` means the trained model
-that ships inside the package; it is skipped where its weights are not there.
+`python golden/make/make_models.py [--only NAME ...]` writes `golden/models/FAMILY/NAME/` and
+`golden/vectors/FAMILY/NAME/*.safetensors`.  A NAME is FAMILY/MODEL, or FAMILY/errors for calls and folders that are
+refused; gpt_neox_japanese/embedded means the trained model that ships inside the package, which is skipped where its
+weights are not there.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import cases
+import generation_cases
 import oracle
+import rope_cases
+import tiny_gpt_neox
+import tiny_gpt_neox_japanese
 import torch
-from cases import GROUPS, Maker
 from common import COMMAND, GOLDEN
+from families import JAPANESE, NEOX
 from make_embedded import EMBEDDED, make_embedded
 from make_errors import make_errors
-from tiny_models import FAMILY, MODELS, build, model_folder
+from maker import Maker
+from tiny_models import build
+
+#: The models of each family, with what they share.
+SUITES = (
+    (JAPANESE, tiny_gpt_neox_japanese.MODELS, tiny_gpt_neox_japanese.SHARED),
+    (NEOX, tiny_gpt_neox.MODELS, tiny_gpt_neox.SHARED),
+)
+
+GROUPS: dict[str, Callable[[Maker], None]] = {
+    function.__name__: function
+    for function in (
+        cases.forward, cases.outputs, cases.loss, cases.padding, cases.positions, cases.embeds, cases.cache,
+        cases.mask4d, cases.keep, cases.long, cases.layers,
+        generation_cases.beyond, generation_cases.greedy, generation_cases.hole,
+        rope_cases.short, rope_cases.growing, rope_cases.positions_beyond,
+    )
+}  # fmt: skip
 
 
 def make_models(golden: Path = GOLDEN, only: list[str] | None = None, embedded: Path = EMBEDDED) -> None:
     oracle.be_reproducible()
     torch.set_grad_enabled(False)
-    for name, tiny in MODELS.items():
-        if only and name not in only:
-            continue
-        model = build(name, tiny, golden / model_folder(name))
-        shutil.rmtree(golden / "vectors" / FAMILY / name, ignore_errors=True)
-        make = Maker(name, model, model_folder(name), golden, tiny.features, tiny.lengths)
-        for group in tiny.groups:
-            GROUPS[group](make)
-    if not only or "errors" in only:
-        make_errors(golden)
-    if not only or "embedded" in only:
+    for family, models, shared in SUITES:
+        for name, tiny in models.items():
+            if only and f"{family.name}/{name}" not in only:
+                continue
+            folder = family.model_folder(name)
+            model = build(family, name, tiny, shared, golden / folder)
+            shutil.rmtree(golden / family.vector_folder(name), ignore_errors=True)
+            make = Maker(name, model, folder, golden, tiny.features, tiny.lengths)
+            for group in tiny.groups:
+                GROUPS[group](make)
+        if not only or f"{family.name}/errors" in only:
+            make_errors(golden, family, shared)
+    if not only or f"{JAPANESE.name}/embedded" in only:
         if (embedded / "model.safetensors").is_file():
             make_embedded(golden, embedded)
         else:
@@ -44,9 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--only", nargs="+", help=f"names of models, of: {', '.join([*MODELS, 'errors', 'embedded'])}"
-    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="make these alone")
     parser.add_argument(
         "--golden", type=Path, default=GOLDEN, help="where to write (default: this folder's parent)"
     )

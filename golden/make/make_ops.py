@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import oracle
+import rope_types
 import torch
 from common import COMMAND, GOLDEN, numeric_outputs, write_case_file
 from torch.nn import functional
-from transformers import GPTNeoXJapaneseConfig
+from transformers import GPTNeoXConfig, GPTNeoXJapaneseConfig
 from transformers.activations import ACT2FN
+from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding
 from transformers.models.gpt_neox_japanese import modeling_gpt_neox_japanese as modeling
 
 SPEC = "docs/spec/operations.md"
@@ -203,20 +205,20 @@ def make_rotaries(make: OpMaker) -> None:
         ("rotary-tables-partial", 10, 0.45, 10000, "cos and sin for 4 of 10 dimensions: int() truncates 4.5"),
         ("rotary-tables-base", 8, 1.0, 100, "cos and sin with base 100"),
     ):
+        rope = {"rope_type": "default", "rope_theta": base, "partial_rotary_factor": share}
         config = GPTNeoXJapaneseConfig(
             hidden_size=2 * head_dim, num_attention_heads=2, num_hidden_layers=1, vocab_size=40000,
             rotary_pct=share, rotary_emb_base=base,
         )  # fmt: skip
-
-        def tables(dtype: Any, position_ids: torch.Tensor, config: Any = config) -> Any:
-            if dtype == torch.float64:
-                return oracle.float64_tables(config, position_ids)
-            cos, sin = modeling.GPTNeoXJapaneseRotaryEmbedding(config)(torch.zeros(1), position_ids)
-            half = oracle.rotary_width(config) // 2
-            return cos[..., :half].contiguous(), sin[..., :half].contiguous()
-
+        embedding = modeling.GPTNeoXJapaneseRotaryEmbedding(config)
         arguments = {"head_dim": head_dim, "rotary_pct": share, "rotary_emb_base": base}
-        _make_tables(make, name, title, {"position_ids": far}, tables, arguments)
+        how = "float32 by transformers, whose angles are float32 products; float64 by the definition"
+        compute = _tables(embedding, rope, head_dim, config.max_position_embeddings)
+        make.make(
+            name, title, "rotary_tables", {"position_ids": far}, compute, outputs=("cos", "sin"),
+            arguments=arguments, source={**TRANSFORMERS, "how": how}, features=("rotary",),
+        )  # fmt: skip
+    make_rope_types(make)
     for name, head_dim, width, title in (
         ("rotary", 8, 8, "Rotating the whole head: dimension i is paired with i + half"),
         ("rotary-partial", 10, 4, "Rotating the first 4 of 10 dimensions; the rest passes unchanged"),
@@ -230,19 +232,44 @@ def make_rotaries(make: OpMaker) -> None:
         make.make(name, title, "rotary", inputs, rotate, source=TRANSFORMERS, features=("rotary",))
 
 
-def _make_tables(
-    make: OpMaker,
-    name: str,
-    title: str,
-    inputs: Arrays,
-    tables: Callable[..., Any],
-    arguments: dict[str, Any],
-) -> None:
-    how = "float32 by transformers, whose angles are float32 products; float64 by the definition, in torch"
-    make.make(
-        name, title, "rotary_tables", inputs, tables, outputs=("cos", "sin"), arguments=arguments,
-        source={**TRANSFORMERS, "how": how}, features=("rotary",),
-    )  # fmt: skip
+def make_rope_types(make: OpMaker) -> None:
+    """Every rope type, for whole and for partly rotated heads."""
+    for name, case in rope_types.CASES.items():
+        for width in rope_types.WIDTHS:
+            head_dim, rope = rope_types.settings(case, width)
+            config = GPTNeoXConfig(
+                hidden_size=2 * head_dim, num_attention_heads=2, num_hidden_layers=1, vocab_size=9,
+                max_position_embeddings=case.longest, rope_parameters=dict(rope),
+            )  # fmt: skip
+            how = (
+                "float64 by the definition, with NumPy alone; float32 by transformers 5.23.0 (GPTNeoXConfig)"
+            )
+            source = {"kind": "analytic", "address": case.source, "command": "python golden/make/make_ops.py"}
+            arguments = {
+                "head_dim": head_dim, "rope_parameters": rope, "max_position_embeddings": case.longest
+            }  # fmt: skip
+            features = ["rotary", f"rope-{rope['rope_type']}"] + ["partial-rotary"] * (width == "partial")
+            make.make(
+                f"rotary-tables-{name}-{width}", case.title, "rotary_tables",
+                {"position_ids": np.array(case.positions)},
+                _tables(GPTNeoXRotaryEmbedding(config), rope, head_dim, case.longest),
+                outputs=("cos", "sin"), arguments=arguments, source=source | {"how": how},
+                features=tuple(features),
+            )  # fmt: skip
+
+
+def _tables(embedding: Any, rope: dict[str, Any], head_dim: int, longest: int) -> Callable[..., Any]:
+    """cos and sin [batch, seq, width / 2]: float64 by the definition, float32 by the library's own module."""
+    half = rope_types.rotated_width(head_dim, rope) // 2
+
+    def compute(dtype: Any, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if dtype == torch.float64:
+            cos, sin = rope_types.tables(rope, head_dim, longest, position_ids.numpy())
+            return torch.from_numpy(cos), torch.from_numpy(sin)
+        cos, sin = embedding(torch.zeros(1), position_ids)
+        return cos[..., :half].contiguous(), sin[..., :half].contiguous()
+
+    return compute
 
 
 def rotate(dtype: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

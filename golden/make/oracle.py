@@ -1,8 +1,8 @@
-"""transformers' GPT-NeoX-Japanese as an oracle: in float32 as it is, and in true float64.
+"""transformers as an oracle of both families: in float32 as it is, and in true float64.
 
-A model that is merely cast to double still computes its rotary tables and its loss in float32.
-`float64_twin` gives it tables computed in float64, and `run` computes the loss in the dtype of the
-logits, so that float64 values are right to about 15 digits.
+A model that is merely cast to double still computes its rotary tables and its loss in float32, and GPT-NeoX its
+softmax too.  `float64_twin` does these in float64, and `run` computes the loss in the dtype of the logits, so that
+float64 values are right to about 15 digits.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import copy
 from typing import Any
 
 import numpy as np
+import rope_types
 import torch
+from families import NEOX, family_of
 from torch.nn import functional
-from transformers import GPTNeoXJapaneseForCausalLM
-from transformers.models.gpt_neox_japanese import modeling_gpt_neox_japanese as modeling
 from transformers.utils import logging
 
-Model = GPTNeoXJapaneseForCausalLM
+Model = Any
 
 
 def be_reproducible() -> None:
@@ -28,32 +28,92 @@ def be_reproducible() -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def rotary_width(config: Any) -> int:
-    """How many dimensions of a head are rotated."""
-    return int(
-        config.hidden_size // config.num_attention_heads * config.rope_parameters["partial_rotary_factor"]
-    )
+class ExactRotary(torch.nn.Module):
+    """Stands in for the rotary embedding of a model of the library: every step in float64.
+
+    `dynamic` and `longrope` look at the largest position of the present call alone (over all rows), as a model of
+    the library does that has seen nothing before.  `length`, where it is not None, stands for the length of every
+    call.
+    """
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.rope = dict(config.rope_parameters)
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.context = config.max_position_embeddings
+        self.length: int | None = None
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        inverse_frequencies, attention_factor = self.frequencies(int(position_ids.max()) + 1)
+        angles = position_ids.double()[..., None] * inverse_frequencies.repeat(2)
+        return angles.cos() * attention_factor, angles.sin() * attention_factor
+
+    def frequencies(self, length: int) -> tuple[torch.Tensor, float]:
+        """Angle per position of each pair [rotated width / 2], and the factor on cos and sin."""
+        found, factor = rope_types.frequencies(self.rope, self.head_dim, self.context, self.length or length)
+        return torch.from_numpy(found), factor
+
+    @property
+    def width(self) -> int:
+        """How many dimensions of a head are rotated."""
+        return rope_types.rotated_width(self.head_dim, self.rope)
+
+    @property
+    def limit(self) -> int:
+        """The length beyond which scaling is meant for."""
+        return self.rope.get("original_max_position_embeddings", self.context)
 
 
-def float64_tables(config: Any, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin [batch, seq, rotary_width / 2], every step in float64."""
-    width = rotary_width(config)
-    exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
-    inverse_frequencies = torch.pow(float(config.rope_parameters["rope_theta"]), -exponents)
-    angles = position_ids.to(torch.float64)[..., None] * inverse_frequencies
-    return angles.cos(), angles.sin()
+def check_rotary(model: Model) -> None:
+    """Hold the frequencies against the library's own, for texts within, at and beyond the limit.
+
+    Raises: AssertionError where they differ by more than float32 loses.
+    """
+    exact = ExactRotary(model.config)
+    for length in (1, exact.limit, exact.limit + 1, 3 * exact.context):
+        embedding = as_new(model).base_model.rotary_emb
+        embedding(torch.zeros(1), torch.arange(length)[None])
+        found, attention_factor = exact.frequencies(length)
+        torch.testing.assert_close(found, embedding.inv_freq.double(), rtol=1e-6, atol=0)
+        assert attention_factor == embedding.attention_scaling
 
 
 def float64_twin(model: Model) -> Model:
-    """A copy of `model` that computes everything in float64, rotary tables included."""
+    """A copy of `model` that computes everything in float64, rotary tables and softmax included."""
     twin = copy.deepcopy(model).double()
-
-    def tables(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        cos, sin = float64_tables(twin.config, position_ids)
-        return torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1)
-
-    twin.gpt_neox_japanese.rotary_emb.forward = tables  # type: ignore[method-assign]
+    twin.base_model.rotary_emb = ExactRotary(twin.config)
     return twin
+
+
+_LIBRARY_ATTENTION = NEOX.modeling.eager_attention_forward
+
+
+def _eager_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    **more: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """GPT-NeoX's eager attention: the library's own, but for float64, whose softmax it would take in float32."""
+    if query.dtype != torch.float64:
+        return _LIBRARY_ATTENTION(module, query, key, value, attention_mask, scaling, **more)
+    scores = query @ key.mT * scaling
+    weights = (scores if attention_mask is None else scores + attention_mask).softmax(dim=-1)
+    return (weights @ value).transpose(1, 2), weights
+
+
+NEOX.modeling.eager_attention_forward = _eager_attention
+
+
+def as_new(model: Model) -> Model:
+    """`model` as if it had seen nothing: the library's tables of the type dynamic depend on the calls before."""
+    embedding = model.base_model.rotary_emb
+    if not isinstance(embedding, ExactRotary):
+        model.base_model.rotary_emb = type(embedding)(model.config)
+    return model
 
 
 def arguments(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -66,8 +126,15 @@ def arguments(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, torch.Te
 
 
 @torch.no_grad()
-def run(model: Model, inputs: dict[str, np.ndarray], keep: Any = 0) -> dict[str, np.ndarray]:
-    """One forward pass: every output by the name that it has in a golden vector."""
+def run(
+    model: Model, inputs: dict[str, np.ndarray], keep: Any = 0, *, new: bool = True
+) -> dict[str, np.ndarray]:
+    """One forward pass: every output by the name that it has in a golden vector.
+
+    new: as a model that has seen nothing before.
+    """
+    if new:
+        as_new(model)
     given = arguments(model, inputs)
     labels = given.pop("labels", None)
     keep = torch.from_numpy(keep) if isinstance(keep, np.ndarray) else keep
@@ -99,7 +166,7 @@ def library_loss(model: Model, inputs: dict[str, np.ndarray]) -> float:
 @torch.no_grad()
 def run_in_pieces(model: Model, inputs: dict[str, np.ndarray], lengths: list[int]) -> np.ndarray:
     """The logits of a sequence that is fed `lengths` tokens at a time through the cache."""
-    given = arguments(model, inputs)
+    given = arguments(as_new(model), inputs)
     past, start, pieces = None, 0, []
     for length in lengths:
         part = {
@@ -119,12 +186,13 @@ def run_in_pieces(model: Model, inputs: dict[str, np.ndarray], lengths: list[int
 def trace(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What every part of the model gave, by the path of its weights (without the model's own name).
 
-    Beside the outputs of modules: `attention.rotary_query` and `rotary_key` (after the rotation),
+    Beside the outputs of modules: `attention.rotary_query` and `rotary_key` (the rotated part of each head),
     and `attention.context` (the heads' outputs joined, before `dense`).
     """
+    modeling, width = family_of(model).modeling, ExactRotary(model.config).width
     seen: dict[str, torch.Tensor] = {}
     hooks = []
-    for path, module in model.gpt_neox_japanese.named_modules():
+    for path, module in model.base_model.named_modules():
         if path and "rotary_emb" not in path and "dropout" not in path and path != "layers":
             hooks.append(module.register_forward_hook(_remember(seen, path)))
             if path.endswith("attention.dense"):
@@ -138,14 +206,14 @@ def trace(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     modeling.apply_rotary_pos_emb = remember_rotated
     try:
-        seen["logits"] = model(**arguments(model, inputs)).logits
+        seen["logits"] = model(**arguments(as_new(model), inputs)).logits
     finally:
         modeling.apply_rotary_pos_emb = library
         for hook in hooks:
             hook.remove()
     for i, (query, key) in enumerate(rotated):
-        seen[f"layers.{i}.attention.rotary_query"] = query
-        seen[f"layers.{i}.attention.rotary_key"] = key
+        seen[f"layers.{i}.attention.rotary_query"] = query[..., :width].contiguous()
+        seen[f"layers.{i}.attention.rotary_key"] = key[..., :width].contiguous()
     return {name: tensor.numpy() for name, tensor in seen.items()}
 
 
@@ -171,7 +239,7 @@ def greedy(
 
     Steps of a row that has ended do not count for the lead.
     """
-    generation = model.generation_config
+    generation = as_new(model).generation_config
     generation.eos_token_id, generation.pad_token_id, generation.bos_token_id = eos, pad, None
     out = model.generate(
         **arguments(model, inputs),

@@ -1,181 +1,141 @@
-"""The tiny random models: their configs, how their weights are drawn, and their folders."""
+"""Tiny random models: how their weights are drawn, and how their folders are written.
+
+Which models there are stands in `tiny_gpt_neox.py` and `tiny_gpt_neox_japanese.py`.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import oracle
 import torch
 from common import write_tensors
-from transformers import GPTNeoXJapaneseConfig, GPTNeoXJapaneseForCausalLM
+from families import Family
 
-FAMILY = "gpt_neox_japanese"
 PAD, BOS = 0, 1
+
+#: The groups of cases that a plain model has.
+ALL_GROUPS = (
+    "outputs",
+    "loss",
+    "padding",
+    "positions",
+    "embeds",
+    "cache",
+    "mask4d",
+    "keep",
+    "greedy",
+    "hole",
+    "layers",
+    "long",
+)
+
+Tensors = dict[str, np.ndarray]
+Spreads = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Tiny:
-    """One tiny model: its config, how its random weights are drawn, and the groups of cases made of it."""
+    """One tiny model: its config, how its random weights are drawn, and the groups of cases made of it.
+
+    `rotary_pct`, `rotary_emb_base` and `rope_scaling` in `config` are written so (`v4_spelling`), or as one object
+    `rope_parameters`; where `config` itself has `rope_parameters`, the file has them as they are there.  `left_out`
+    are keys that the file does not have, so that the defaults of the class hold.  `spreads` replaces (centre, spread)
+    of the weights whose key contains the name.  `weights_of` takes the weights of another model of the family.
+    """
 
     config: dict[str, Any]
     groups: tuple[str, ...] = ("forward",)
     features: tuple[str, ...] = ()
-    seed: int = 0
     v4_spelling: bool = False
+    left_out: tuple[str, ...] = ()
+    weights_of: str | None = None
+    spreads: Spreads = field(default_factory=dict)
     prelu: float | None = None
-    extra_tensors: Callable[[dict[str, np.ndarray], GPTNeoXJapaneseConfig], dict[str, np.ndarray]] | None = (
-        None
-    )
+    stored_head: str = "embed_out.weight"
+    stored_dtype: type[np.floating[Any]] = np.float32
+    extra_tensors: Callable[[Tensors, Any], Tensors] | None = None
     lengths: dict[str, int] = field(default_factory=dict)
 
 
-def old_buffers(tensors: dict[str, np.ndarray], config: GPTNeoXJapaneseConfig) -> dict[str, np.ndarray]:
-    """What old checkpoints store beside the weights, and the tied head written out."""
-    longest, width = config.max_position_embeddings, oracle.rotary_width(config)
-    more = {"embed_out.weight": tensors[f"{FAMILY}.embed_in.weight"]}
-    for layer in range(config.num_hidden_layers):
-        at = f"{FAMILY}.layers.{layer}.attention."
-        more[at + "bias"] = np.tril(np.ones((longest, longest), dtype=bool))[None, None]
-        more[at + "masked_bias"] = np.array(-1e9, dtype=np.float32)
-        more[at + "rotary_emb.inv_freq"] = (10000.0 ** (-np.arange(0, width, 2) / width)).astype(np.float32)
-    return more
+def build(family: Family, name: str, tiny: Tiny, settings: dict[str, Any], folder: Path) -> Any:
+    """Draw the weights of `tiny`, write its folder, and load it back as any user would.
 
-
-BASE = {
-    "vocab_size": 43,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_multiple_size": 4,
-    "max_position_embeddings": 64,
-    "pad_token_id": PAD,
-    "bos_token_id": BOS,
-    "eos_token_id": 42,
-}
-
-MODELS = {
-    "tiny-plain": Tiny(
-        {"vocab_size": 61, "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 3},
-        (
-            "outputs",
-            "loss",
-            "padding",
-            "positions",
-            "embeds",
-            "cache",
-            "mask4d",
-            "keep",
-            "greedy",
-            "hole",
-            "layers",
-            "long",
-        ),
-    ),
-    "tiny-partial-rotary": Tiny(
-        {"hidden_size": 30, "num_attention_heads": 3, "rotary_pct": 0.25},
-        ("outputs", "padding", "positions", "cache", "greedy", "layers"),
-        ("partial-rotary", "v4-config"),
-        v4_spelling=True,
-    ),
-    "tiny-half-rotary": Tiny(
-        {"hidden_size": 24, "rotary_pct": 0.5}, ("forward", "padding"), ("partial-rotary",)
-    ),
-    "tiny-truncated-rotary": Tiny({"hidden_size": 20, "rotary_pct": 0.45}, ("forward",), ("partial-rotary",)),
-    "tiny-rotary-base": Tiny(
-        {"rotary_emb_base": 100}, ("forward", "cache"), ("rotary-base", "v4-config"), v4_spelling=True
-    ),
-    "tiny-multiple-1": Tiny({"intermediate_multiple_size": 1}, ("forward",), ("mlp-width",)),
-    "tiny-multiple-2": Tiny({"intermediate_multiple_size": 2}, ("forward",), ("mlp-width",)),
-    "tiny-one-layer": Tiny({"num_hidden_layers": 1}, ("outputs", "cache", "layers"), ("one-layer",)),
-    "tiny-untied": Tiny({"tie_word_embeddings": False}, ("forward", "loss", "greedy"), ("untied-head",)),
-    "tiny-norm-eps": Tiny({"layer_norm_eps": 0.01}, ("forward",), ("layer-norm-eps",)),
-    "tiny-gelu-new": Tiny({"hidden_act": "gelu_new"}, ("forward",), ("activation",)),
-    "tiny-relu": Tiny({"hidden_act": "relu"}, ("forward",), ("activation",)),
-    "tiny-silu": Tiny({"hidden_act": "silu"}, ("forward",), ("activation",)),
-    "tiny-prelu": Tiny(
-        {"hidden_act": "prelu"}, ("forward",), ("activation", "activation-parameters"), prelu=-0.6
-    ),
-    "tiny-short-context": Tiny(
-        {"max_position_embeddings": 16}, ("beyond",), ("beyond-max-position-embeddings",), lengths={"seq": 24}
-    ),
-    "tiny-old-buffers": Tiny(
-        {"max_position_embeddings": 16, "rotary_pct": 0.5},
-        ("forward",),
-        ("old-buffers", "v4-config", "partial-rotary"),
-        v4_spelling=True,
-        extra_tensors=old_buffers,
-    ),
-}
-
-
-def build(name: str, tiny: Tiny, folder: Path) -> GPTNeoXJapaneseForCausalLM:
-    """Draw the weights of `tiny`, write its folder, and load it back as any user would."""
-    settings = BASE | tiny.config
-    rope = {
-        "rotary_pct": settings.pop("rotary_pct", 1.0),
-        "rotary_emb_base": settings.pop("rotary_emb_base", 10000),
-    }
-    config = GPTNeoXJapaneseConfig(**settings, **rope, architectures=["GPTNeoXJapaneseForCausalLM"])
-    model = GPTNeoXJapaneseForCausalLM._from_config(config, attn_implementation="eager").eval()
-    draw_weights(model, tiny.seed or zlib.crc32(name.encode()), tiny.prelu)
-    write_folder(model, tiny, rope, folder)
-    loaded = load(folder)
+    settings: what the models of the family share; the model's own config is added.
+    """
+    settings = settings | tiny.config
+    if "rope_parameters" in settings:
+        apart = ("rotary_pct", "rotary_emb_base")
+        settings = {key: value for key, value in settings.items() if key not in apart}
+    given = copy.deepcopy(settings)  # the library changes what it is given
+    config = family.config_class(**given, architectures=[family.model_class.__name__])
+    model = family.model_class._from_config(config, attn_implementation="eager").eval()
+    draw_weights(model, zlib.crc32((tiny.weights_of or name).encode()), tiny)
+    write_folder(family, model, tiny, settings, folder)
+    loaded = load(family, folder)
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[key]), (
             f"{name}: {key} changed on the way through the file"
         )
-    assert loaded.config.rope_parameters == config.rope_parameters, f"{name}: rope parameters changed"
+    assert _without_type(loaded) == _without_type(model), f"{name}: rope parameters changed"
     return loaded
 
 
-def load(folder: Path) -> GPTNeoXJapaneseForCausalLM:
-    model = GPTNeoXJapaneseForCausalLM.from_pretrained(
-        folder, attn_implementation="eager", dtype=torch.float32
-    )
+def load(family: Family, folder: Path) -> Any:
+    model = family.model_class.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
     return model.eval()
 
 
+def _without_type(model: Any) -> dict[str, Any]:
+    return {key: value for key, value in model.config.rope_parameters.items() if key != "type"}
+
+
 @torch.no_grad()
-def draw_weights(model: GPTNeoXJapaneseForCausalLM, seed: int, prelu: float | None) -> None:
+def draw_weights(model: Any, seed: int, tiny: Tiny) -> None:
     """Weights large enough that every wrong variant shows: no norm is the identity, no bias is zero."""
     numbers = np.random.Generator(np.random.PCG64(seed))
     for name, parameter in sorted(model.named_parameters()):
-        spread, centre = 0.25, 0.0
+        centre, spread = 0.0, 0.25
         if "layernorm" in name or "layer_norm" in name:
-            spread, centre = 0.3, 1.0 if name.endswith("weight") else 0.0
+            centre, spread = 1.0 if name.endswith("weight") else 0.0, 0.3
         elif name.endswith("dense_bias"):
             spread = 0.5
-        elif "embed" in name:
+        elif "embed" in name or "lm_head" in name:
             spread = 0.4
+        for part, given in tiny.spreads.items():
+            if part in name:
+                centre, spread = given
         values = centre + spread * numbers.standard_normal(tuple(parameter.shape))
         if name.endswith("act.weight"):
-            values = np.full(tuple(parameter.shape), prelu)
-        parameter.copy_(torch.from_numpy(values.astype(np.float32)))
+            values = np.full(tuple(parameter.shape), tiny.prelu)
+        parameter.copy_(torch.from_numpy(values.astype(tiny.stored_dtype).astype(np.float32)))
 
 
-def write_folder(model: GPTNeoXJapaneseForCausalLM, tiny: Tiny, rope: dict[str, Any], folder: Path) -> None:
+def write_folder(family: Family, model: Any, tiny: Tiny, settings: dict[str, Any], folder: Path) -> None:
     config = json.loads(model.config.to_json_string())
     if tiny.v4_spelling:
         del config["rope_parameters"]
-        config |= rope
+        names = ("rotary_pct", "rotary_emb_base", "rope_scaling")
+        config |= {name: settings[name] for name in names if name in settings}
+    config |= {key: value for key, value in settings.items() if key == "rope_parameters"}
+    if tiny.stored_dtype != np.float32:
+        config["dtype"] = np.dtype(tiny.stored_dtype).name
+    for key in tiny.left_out:
+        del config[key]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    tensors = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del tensors["embed_out.weight"]
+    tensors = {key: tensor.numpy().astype(tiny.stored_dtype) for key, tensor in model.state_dict().items()}
+    head = tensors.pop(family.head)
+    if not model.config.tie_word_embeddings:
+        tensors[tiny.stored_head] = head
     if tiny.extra_tensors is not None:
         tensors |= tiny.extra_tensors(tensors, model.config)
     write_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def model_folder(name: str) -> str:
-    """Where the model `name` lies, relative to the folder of the goldens."""
-    return f"models/{FAMILY}/{name}"

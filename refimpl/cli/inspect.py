@@ -100,6 +100,7 @@ def _describe_weights(
     )
     per_token = 2 * config.num_hidden_layers * config.hidden_size * backend.dtype.itemsize  # type: ignore[attr-defined]
     return {
+        "class": type(model).__name__,
         "parameters": model.num_parameters(),
         "file": {
             "name": path.name,
@@ -153,7 +154,7 @@ def as_text(report: dict[str, Any]) -> str:
             "weights",
             f"{file['name']}: {file['tensors']} tensors, {size(file['bytes'])}, {', '.join(file['dtypes'])}",
         ],
-        ["head", "the input embedding (tied)" if report["tied"] else "a matrix of its own (not tied)"],
+        ["head", _head(report)],
         ["context", f"{report['context']:,} tokens"],
         [
             "memory",
@@ -179,6 +180,12 @@ def as_text(report: dict[str, Any]) -> str:
     }
     text = "".join(f"\n{title}\n{body}" for title, body in parts.items() if body)
     return terminal.visible(terminal.table(summary) + text)
+
+
+def _head(report: dict[str, Any]) -> str:
+    if not report["class"].endswith("ForCausalLM"):
+        return f"that of {report['class']}"
+    return "the input embedding (tied)" if report["tied"] else "a matrix of its own (not tied)"
 
 
 def _special_table(tokens: dict[str, Any]) -> str:

@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 
+import refimpl
 from refimpl import AutoModelForCausalLM
 from refimpl.cli.inspect import as_text
 from tests.cli.conftest import CONTEXT, LINES, write_model
 from tests.cli.test_main import error_of
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_neox
 
 
 def report(inside, *arguments) -> dict:
@@ -149,3 +150,12 @@ def test_the_embedded_model(inside, embedded_model):
     assert found["model"] == str(embedded_model)
     assert found["unused_config_keys"].keys() <= {"transformers_version"}
     assert found["special_tokens"]["bos_token"]["token"] == "<|startoftext|>"
+
+
+def test_a_model_with_a_task_head(inside, tmp_path):
+    name = "GPTNeoXForTokenClassification"
+    model = tiny_neox(getattr(refimpl, name), num_labels=5, architectures=[name])
+    found = report(inside, save_tiny(tmp_path / "head", model))
+    assert found["class"] == name
+    assert found["parameters"] == model.num_parameters()
+    assert f"head        that of {name}\n" in as_text(found)

@@ -12,12 +12,55 @@ import jsonschema
 import numpy as np
 import pytest
 
-from tests.goldens import GOLDEN, check, find_cases, load_manifest, load_tensors, read_bytes, regenerate
+from tests.goldens import (
+    GOLDEN,
+    at_real_tokens,
+    check,
+    expected_of,
+    find_cases,
+    load_manifest,
+    load_tensors,
+    read_bytes,
+    real_tokens,
+    regenerate,
+)
 
 MAKERS = sorted((GOLDEN / "make").glob("*.py"))
 FILES = load_manifest()["files"]
 CASES = load_manifest()["cases"]
 TENSOR_CASES = [case for case in CASES if case["level"] != "tokenizer"]
+WRONG_CASES = [case for case in CASES if "wrong" in case]
+
+#: The mistakes whose logits must be recorded for each family; a mistake that the family cannot make is not there.
+SHARED_MISTAKES = {
+    "tanh-gelu",
+    "erf-gelu",
+    "default-eps",
+    "default-base",
+    "qkv-before-heads",
+    "interleaved-rotary",
+    "whole-rotary",
+    "quarter-rotary",
+    "exponent-over-head",
+    "no-rope-scaling",
+    "no-attention-factor",
+    "always-short-factors",
+    "always-long-factors",
+    "unscaled-attention",
+    "tied-head",
+    "parallel-residual",
+    "padding-visible",
+    "positions-from-mask",
+    "tables-for-each-row",
+    "keys-rotated-anew",
+    "frequencies-stay-long",
+}
+MISTAKES = {
+    "gpt_neox": SHARED_MISTAKES | {"no-attention-bias", "sequential-residual", "one-norm"},
+    "gpt_neox_japanese": SHARED_MISTAKES | {"no-dense-bias", "dense-bias-everywhere"},
+}
+PAIR = ("gpt_neox/tiny-plain/forward", "gpt_neox/tiny-sequential/forward")
+ROPE_TYPES = {"linear", "dynamic", "yarn", "longrope", "llama3"}
 
 
 def schema_errors(manifest: object) -> list[str]:
@@ -108,6 +151,7 @@ def test_what_a_case_names_is_there(case: dict) -> None:
         for dtype, name in by_dtype.items():
             assert tensors[name].dtype == dtype
             assert dtype == "int64" or np.isfinite(tensors[name]).all(), f"{output}: NaN or infinity"
+    assert set(case.get("wrong", {}).values()) <= set(tensors)
     if "real_tokens" in expected:
         real = tensors[expected["real_tokens"]]
         assert real.dtype == bool
@@ -130,6 +174,73 @@ def test_a_case_catches_the_mistakes_it_names(case: dict) -> None:
     allowed = case["tolerance"]["logits"]["float32"]
     missed = {mistake: size for mistake, size in case["detects"].items() if size < 10 * allowed}
     assert missed == {}, f"these would pass, or nearly: {missed} (allowed {allowed})"
+
+
+@pytest.mark.parametrize("case", WRONG_CASES, ids=lambda case: case["id"])
+def test_a_recorded_mistake_lies_far_from_the_right_logits(case: dict) -> None:
+    """Far enough that a result of float32 can be told from it, and that it can be named."""
+    tensors, real = load_tensors(case["expected"]["file"]), real_tokens(case)
+    right = at_real_tokens(expected_of(case, "logits"), "logits", real)
+    tolerance = case["tolerance"]["logits"]
+    for mistake, name in case["wrong"].items():
+        wrong = tensors[name]
+        assert (wrong.dtype, wrong.shape) == (np.dtype("float64"), right.shape), mistake
+        assert np.isfinite(wrong).all(), mistake
+        distance = np.max(np.abs(at_real_tokens(wrong, "logits", real) - right)) / tolerance["largest"]
+        assert distance >= 100 * tolerance["float32"], f"{mistake} is too close: {distance}"
+    assert len(case["detects"]) >= len(case["wrong"])
+
+
+@pytest.mark.parametrize("family", MISTAKES)
+def test_every_mistake_is_recorded_for_each_family(family: str) -> None:
+    cases = [case for case in WRONG_CASES if case["id"].startswith(f"{family}/")]
+    assert {mistake for case in cases for mistake in case["wrong"]} == MISTAKES[family]
+    text = (GOLDEN / "README.md").read_text(encoding="utf-8")
+    assert [mistake for mistake in MISTAKES[family] if f"`{mistake}`" not in text] == []
+
+
+@pytest.mark.parametrize("family", MISTAKES)
+def test_a_model_s_outputs_are_recorded_with_mistakes(family: str) -> None:
+    """All but the longest texts, whose wrong logits would take too much room."""
+    cases = [case for case in CASES if case["id"].startswith(f"{family}/")]
+    whole = [case for case in cases if case["id"].endswith(("/forward", "/outputs"))]
+    assert len(whole) > 20
+    plain = [case["id"] for case in whole if "wrong" not in case and "trained" not in case["features"]]
+    assert plain in ([], ["gpt_neox_japanese/tiny-short-context/forward"])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "after" in case], ids=lambda case: case["id"])
+def test_a_case_comes_after_one_of_the_same_model(case: dict) -> None:
+    before = [other for other in CASES if other["id"] == case["after"]]
+    assert [other["model"] for other in before] == [case["model"]]
+
+
+def test_the_residual_pair_differs_in_one_word_of_the_config() -> None:
+    folders = [f"models/gpt_neox/{name}" for name in ("tiny-plain", "tiny-sequential")]
+    weights = [read_bytes(f"{folder}/model.safetensors") for folder in folders]
+    assert weights[0] == weights[1]
+    parallel, sequential = (json.loads(read_bytes(f"{folder}/config.json")) for folder in folders)
+    assert parallel.pop("use_parallel_residual") is True
+    assert sequential.pop("use_parallel_residual") is False
+    assert parallel == sequential
+    logits = [expected_of(case, "logits") for case in CASES if case["id"] in PAIR]
+    assert np.max(np.abs(logits[0] - logits[1])) > 0.1 * np.max(np.abs(logits[0]))
+
+
+def test_every_rope_type_is_there_in_every_spelling() -> None:
+    """In each family every type, and over both families every type in each of the three spellings."""
+    found = set()
+    for path in sorted((GOLDEN / "models").glob("gpt_neox*/tiny-*/config.json")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("rope_scaling", "rope_parameters"):
+            for spelling in ("type", "rope_type"):
+                rope = config.get(key) or {}
+                if spelling in rope:
+                    found.add((config["model_type"], rope[spelling], f"{key}.{spelling}"))
+    spellings = {"rope_scaling.type", "rope_scaling.rope_type", "rope_parameters.rope_type"}
+    for rope_type in ROPE_TYPES:
+        assert {family for family, name, _ in found if name == rope_type} >= set(MISTAKES), rope_type
+        assert {spelling for _, name, spelling in found if name == rope_type} == spellings, rope_type
 
 
 def test_a_wrong_result_fails_and_the_message_says_what_to_do() -> None:
@@ -165,4 +276,4 @@ def test_there_are_makers() -> None:
 
 def test_the_suite_stays_small() -> None:
     size = sum(entry["bytes"] for entry in FILES if not entry["path"].startswith("../"))
-    assert size + (GOLDEN / "manifest.json").stat().st_size < 4_000_000
+    assert size + (GOLDEN / "manifest.json").stat().st_size < 13_000_000

@@ -106,3 +106,18 @@ def test_every_folder_with_code_is_packaged():
     }
     names = {".".join(folder.parts) for folder in folders}
     assert {n if n.startswith("refimpl") else f"refimpl.{n}" for n in names} == set(packages)
+
+
+#: What a reader reads from config to logits, both families: the program that is the specification.
+MODEL_TEXT = (
+    *("backends/base.py", "backends/mask.py", "refimpl/config.py", "refimpl/layers.py", "refimpl/rotary.py"),
+    *("refimpl/attention.py", "refimpl/cache.py", "refimpl/decoder.py"),
+    *("refimpl/gpt_neox.py", "refimpl/gpt_neox_japanese.py"),
+)
+
+
+def test_the_model_can_be_read_in_one_sitting():
+    lines = {name: (REPOSITORY / name).read_text(encoding="utf-8").count("\n") for name in MODEL_TEXT}
+    assert sum(lines.values()) <= 1300, lines
+    for name in MODEL_TEXT:
+        assert f"`{name}`" in (REPOSITORY / "docs/reading_order.md").read_text(encoding="utf-8")

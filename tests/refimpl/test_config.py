@@ -203,6 +203,7 @@ IDS = ["bos_token_id", "eos_token_id", "pad_token_id"]
         *[(key, value) for key in IDS for value in (-1, 50432, 10**4000, 1.0, "0", True, {}, [1.5])],
         ("pad_token_id", [0]), ("bos_token_id", [0]), ("eos_token_id", [0, 50432]), ("eos_token_id", [None, -1]),
         ("hidden_act", "gelu_newer"), ("hidden_act", None), ("hidden_act", 3), ("hidden_act", "__class__"),
+        ("classifier_dropout", 1.5), ("classifier_dropout", "0.1"), ("attention_dropout", None),
         ("problem_type", "ranking"), ("problem_type", 1),
         ("num_labels", 0), ("num_labels", -1), ("num_labels", 2.0), ("num_labels", "2"), ("num_labels", 10**9),
         ("id2label", {}), ("id2label", {"1": "a"}), ("id2label", {"0": "a", "2": "b"}), ("id2label", {"x": "a"}),
@@ -231,6 +232,10 @@ def test_eos_may_be_several_ids():
     assert GPTNeoXJapaneseConfig(vocab_size=100).eos_token_id == 31999
     with pytest.raises(ConfigError, match="outside the vocabulary of 100"):
         GPTNeoXJapaneseConfig(vocab_size=100, eos_token_id=100)
+
+
+def test_a_dropout_that_is_left_open():
+    assert GPTNeoXConfig.from_dict({"classifier_dropout": None}).classifier_dropout is None
 
 
 def test_labels():

@@ -9,11 +9,13 @@ import pytest
 
 from refimpl import GPTNeoXJapaneseModel, to_numpy
 from refimpl.errors import InputError
-from tests.tiny import tiny_config, tiny_ids, tiny_model
+from tests.tiny import tiny_config, tiny_ids, tiny_model, tiny_neox
 
 
-@pytest.fixture
-def model(backend):
+@pytest.fixture(params=["gpt_neox", "gpt_neox_japanese"])
+def model(backend, request):
+    if request.param == "gpt_neox":
+        return tiny_neox(backend=backend, dtype="float64")
     return tiny_model(backend, "float64")
 
 

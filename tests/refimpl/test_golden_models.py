@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import refimpl
+from refimpl.auto import class_by_architecture
 from refimpl.backends import get_backend
 from refimpl.backends.mask import AttentionMask
-from refimpl.config import GPTNeoXJapaneseConfig
+from refimpl.config import GPTNeoXConfig, GPTNeoXJapaneseConfig
 from refimpl.errors import CheckpointMismatchError, ConfigError, InputError
 from refimpl.rotary import RotaryEmbedding
 from tests.goldens import check, find_cases, inputs_of, load_manifest, model_folder, read_bytes
@@ -37,7 +38,8 @@ def load_model(folder: str, backend: str, dtype: str) -> Any:
     path = model_folder({"model": folder})
     for name in ("config.json", "model.safetensors"):
         read_bytes(f"{folder}/{name}")  # checks the hash
-    return refimpl.AutoModelForCausalLM.from_pretrained(path, backend=backend, dtype=dtype)
+    config = refimpl.AutoConfig.from_pretrained(path)
+    return class_by_architecture(config, path).from_pretrained(path, backend=backend, dtype=dtype)
 
 
 def model_of(case: dict, backend: str, dtype: str) -> Any:
@@ -45,9 +47,11 @@ def model_of(case: dict, backend: str, dtype: str) -> Any:
 
 
 def expected_warnings(case: dict) -> Any:
-    """A context longer than the model's own is announced; nothing else warns."""
+    """A context longer than the model's own is announced, and so is padding that cannot be seen; nothing else."""
     if "beyond-max-position-embeddings" in case["features"]:
         return pytest.warns(UserWarning, match="max_position_embeddings")
+    if "warning" in case["features"]:
+        return pytest.warns(UserWarning, match="inputs_embeds")
     return contextlib.nullcontext()
 
 
@@ -65,16 +69,21 @@ def run_operation(case: dict, ops: Any) -> dict[str, Any]:
         parameters = tuple(given[name] for name in arguments["parameters"])
         return {"y": ops.activation(given["x"], arguments["name"], parameters)}
     if case["operation"] == "rotary_tables":
-        config = GPTNeoXJapaneseConfig(
-            hidden_size=2 * arguments["head_dim"],
-            num_attention_heads=2,
-            rotary_pct=arguments["rotary_pct"],
-            rotary_emb_base=arguments["rotary_emb_base"],
-        )
+        config = rotary_config(arguments)
         return dict(zip(("cos", "sin"), RotaryEmbedding(ops, config)(given["position_ids"]), strict=True))
     if case["operation"] == "softmax":
         return {"y": ops.softmax(given["x"])}
     return {"y": getattr(ops, case["operation"])(**given, **arguments)}
+
+
+def rotary_config(arguments: dict[str, Any]) -> Any:
+    shape = {"hidden_size": 2 * arguments["head_dim"], "num_attention_heads": 2}
+    if "rope_parameters" in arguments:
+        more = {name: arguments[name] for name in ("rope_parameters", "max_position_embeddings")}
+        return GPTNeoXConfig(**shape, **more)
+    return GPTNeoXJapaneseConfig(
+        **shape, rotary_pct=arguments["rotary_pct"], rotary_emb_base=arguments["rotary_emb_base"]
+    )
 
 
 @golden("activation", "layer_norm", "linear", "rotary", "rotary_tables", "softmax")
@@ -107,18 +116,29 @@ def test_attention(case: dict, backend: str, dtype: str) -> None:
 
 def named_outputs(out: Any) -> dict[str, Any]:
     """The outputs of a forward call by the names that the goldens use."""
-    named = {"logits": out.logits, "last_hidden_state": out.hidden_states[-1]}
+    named = {name: value for name, value in out.items() if not isinstance(value, tuple)}
+    named["last_hidden_state"] = out.hidden_states[-1]
     named |= {f"hidden_states.{i}": state for i, state in enumerate(out.hidden_states)}
     named |= {f"attentions.{i}": weights for i, weights in enumerate(out.attentions)}
-    for i, (key, value) in enumerate(out.past_key_values):
+    for i, (key, value) in enumerate(named.pop("past_key_values", ())):
         named |= {f"past_key_values.{i}.key": key, f"past_key_values.{i}.value": value}
-    return named if out.loss is None else named | {"loss": out.loss}
+    return named
+
+
+def go_through(name: str, model: Any) -> None:
+    """The calls of another case, which must leave no trace in the model."""
+    case = next(case for case in load_manifest()["cases"] if case["id"] == name)
+    with expected_warnings(case):
+        for lengths in case["inputs"]["arguments"]["feed_lengths"]:
+            fed_in_pieces(model, inputs_of(case), lengths)
 
 
 @golden("model")
 @both_precisions
 def test_model(case: dict, backend: str, dtype: str) -> None:
     model = model_of(case, backend, dtype)
+    if "after" in case:
+        go_through(case["after"], model)
     with expected_warnings(case):
         out = model(
             **inputs_of(case),
@@ -135,16 +155,36 @@ def test_model(case: dict, backend: str, dtype: str) -> None:
 @golden("model")
 def test_model_without_further_outputs(case: dict, backend: str) -> None:
     """Asking for nothing else may take a faster path; the logits stay right."""
-    if "logits" not in case["expected"]["outputs"]:
+    outputs = [name for name in case["expected"]["outputs"] if name.endswith("logits")]
+    if not outputs:
         pytest.skip("the case is not about logits")
     with expected_warnings(case):
         out = model_of(case, backend, "float32")(
             **inputs_of(case), **case["inputs"]["arguments"], use_cache=False
         )
-    assert out.attentions is None
-    assert out.hidden_states is None
-    assert out.past_key_values is None
-    check(case, "logits", refimpl.to_numpy(out.logits), "float32")
+    assert {"attentions", "hidden_states", "past_key_values"}.isdisjoint(out)
+    for output in outputs:
+        check(case, output, refimpl.to_numpy(out[output]), "float32")
+
+
+@golden("tuple_cache")
+@both_precisions
+def test_a_tuple_of_keys_and_values_is_a_cache(case: dict, backend: str, dtype: str) -> None:
+    """As version 4 of transformers returned it; the arrays given stay as they are."""
+    model, given = model_of(case, backend, dtype), inputs_of(case)
+    layers = range(model.config.num_hidden_layers)
+    past = tuple(
+        tuple(given.pop(f"past_key_values.{i}.{part}").astype(dtype) for part in ("key", "value"))
+        for i in layers
+    )
+    lengths = [key.shape for key, _ in past]
+    out = model(
+        **given, past_key_values=past, output_attentions=True, output_hidden_states=True, use_cache=True
+    )
+    named = named_outputs(out)
+    for output in case["expected"]["outputs"]:
+        check(case, output, refimpl.to_numpy(named[output]), dtype)
+    assert [key.shape for key, _ in past] == lengths
 
 
 @golden("cached_model")
@@ -152,15 +192,22 @@ def test_model_without_further_outputs(case: dict, backend: str) -> None:
 def test_cache(case: dict, backend: str, dtype: str) -> None:
     model, given = model_of(case, backend, dtype), inputs_of(case)
     for lengths in case["inputs"]["arguments"]["feed_lengths"]:
-        past, start, pieces = None, 0, []
-        for length in lengths:
-            part = {k: a[:, start : start + length] for k, a in given.items() if k != "attention_mask"}
-            if "attention_mask" in given:
-                part["attention_mask"] = given["attention_mask"][:, : start + length]
-            out = model(**part, past_key_values=past, use_cache=True)
-            past, start = out.past_key_values, start + length
-            pieces.append(refimpl.to_numpy(out.logits))
-        check(case, "logits", np.concatenate(pieces, axis=1), dtype)
+        with expected_warnings(case):
+            logits = fed_in_pieces(model, given, lengths)
+        check(case, "logits", logits, dtype)
+
+
+def fed_in_pieces(model: Any, given: dict[str, Any], lengths: list[int]) -> np.ndarray:
+    """The logits of a text that goes through the cache in pieces of these lengths."""
+    past, start, pieces = None, 0, []
+    for length in lengths:
+        part = {k: a[:, start : start + length] for k, a in given.items() if k != "attention_mask"}
+        if "attention_mask" in given:
+            part["attention_mask"] = given["attention_mask"][:, : start + length]
+        out = model(**part, past_key_values=past, use_cache=True)
+        past, start = out.past_key_values, start + length
+        pieces.append(refimpl.to_numpy(out.logits))
+    return np.concatenate(pieces, axis=1)
 
 
 @golden("generate")
@@ -250,6 +297,8 @@ def test_a_broken_folder_is_refused(case: dict, backend: str) -> None:
 def test_every_case_has_a_test_here() -> None:
     here = {
         "activation", "layer_norm", "linear", "rotary", "rotary_tables", "softmax", "attention",
-        "model", "cached_model", "generate", "layers", "load",
+        "model", "cached_model", "tuple_cache", "generate", "layers", "load",
     }  # fmt: skip
-    assert {case["operation"] for case in load_manifest()["cases"]} <= {*here, "tokenizer"}
+    assert {case["operation"] for case in load_manifest()["cases"]} <= {
+        *here, "tokenizer", "quantize",  # the last two in tests of their own
+    }  # fmt: skip

@@ -116,3 +116,22 @@ def test_the_model_without_a_head(backend, tmp_path):
     close(model.embed_out(out.last_hidden_state), model(tiny_ids()).logits, 0)
     assert base.base_model is base
     assert model.base_model is model.gpt_neox
+
+
+def test_huge_biases_of_keys_and_queries(backend):
+    """Pythia has some of a norm around 300: scores beyond what float16 holds, and an attention like a switch."""
+    single, double = (tiny_neox(backend=backend, dtype=dtype).half() for dtype in ("float32", "float64"))
+    double.to(dtype="float64")
+    for model in (single, double):
+        rng = np.random.default_rng(3)
+        for layer in model.gpt_neox.layers:
+            bias = np.zeros((3, 3, 8))
+            bias[:, :2] = rng.normal(size=(3, 2, 8))
+            bias *= 300 / np.linalg.norm(bias, axis=-1, keepdims=True).clip(1e-9)
+            layer.attention.query_key_value.bias = model.backend.asarray(bias.reshape(-1).astype(model.dtype))
+    out, exact = (model(tiny_ids(1, 6), output_attentions=True) for model in (single, double))
+    scores = 300 * 300 / np.sqrt(8)
+    assert scores < 65504 < 300 * 300  # beyond float16 before the scale, and only then
+    assert np.isfinite(to_numpy(out.logits)).all()
+    for a, b in zip(out.attentions, exact.attentions, strict=True):
+        assert np.abs(to_numpy(a) - to_numpy(b)).max() < 0.02

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 
 import numpy as np
@@ -22,7 +23,7 @@ from refimpl import (
     to_numpy,
 )
 from refimpl.auto import class_by_architecture
-from refimpl.errors import CheckpointMismatchError, ConfigError
+from refimpl.errors import CheckpointMismatchError, ConfigError, MissingFileError
 from tests.tiny import save_tiny, tiny_ids, tiny_neox, tiny_neox_config
 
 HEADS = [GPTNeoXForQuestionAnswering, GPTNeoXForSequenceClassification, GPTNeoXForTokenClassification]
@@ -205,3 +206,33 @@ def test_arguments_that_mean_nothing_here_are_accepted(backend, tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path, backend=backend, use_safetensors=True, **given)
     np.testing.assert_array_equal(first(again), first(model))
     assert again.config == GPTNeoXForCausalLM.from_pretrained(tmp_path, backend=backend).config
+
+
+def test_one_norm_for_both_is_another_model(tmp_path):
+    """The form that the training code calls gpt-j-tied has no second norm; it was never published for this class."""
+    save_tiny(tmp_path, tiny_neox())
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {name: array for name, array in tensors.items() if "post_attention_layernorm" not in name}
+    save_file(kept, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointMismatchError) as caught:
+        GPTNeoXForCausalLM.from_pretrained(tmp_path)
+    assert len(caught.value.missing) == 6
+    assert all("post_attention_layernorm" in name for name in caught.value.missing)
+
+
+def test_pickled_weights_are_never_opened(tmp_path):
+    """A folder that has nothing but a pickle is refused by name, and the pickle is not touched."""
+    tiny_neox_config().save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cposix\nsystem\n(S'exit 1'\ntR.")
+    opened: list[str] = []
+
+    def watch(event: str, arguments: tuple) -> None:
+        if event in ("pickle.find_class", "os.system") or (
+            event == "open" and "pytorch_model" in str(arguments[0])
+        ):
+            opened.append(event)
+
+    sys.addaudithook(watch)
+    with pytest.raises(MissingFileError, match=r"model\.safetensors; found .*pytorch_model\.bin"):
+        GPTNeoXForCausalLM.from_pretrained(tmp_path)
+    assert not opened

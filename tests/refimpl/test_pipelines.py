@@ -16,8 +16,8 @@ import pytest
 import refimpl
 from refimpl import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from refimpl.errors import BackendError, InputError, MissingFileError
-from refimpl.pipelines.base import Pipeline
 from refimpl.pipelines import TASKS, pipeline
+from refimpl.pipelines.base import Pipeline
 from tests.tiny import tiny_model
 
 CAT = "吾輩は猫である。"

@@ -17,6 +17,7 @@ import numpy as np
 from refimpl.backends.activations import ACTIVATIONS
 from refimpl.backends.erf import erfc
 from refimpl.backends.mask import AttentionMask
+from refimpl.backends.quantized import QuantizedMatrix
 
 Array = Any
 
@@ -50,15 +51,20 @@ class Backend:
         """`array` (of the host or of this backend) as an array of this backend; no copy if it is one."""
         return self.xp.asarray(array, dtype=dtype)
 
-    def weight(self, array: np.ndarray, weight_dtype: Any = None) -> Array:
+    def weight(self, array: np.ndarray | QuantizedMatrix, weight_dtype: Any = None) -> Array:
         """A large matrix [out, in] in the form in which `linear` and `embedding` read it.
 
-        `weight_dtype` None keeps the matrix as it is, without a copy where that is possible.
+        `weight_dtype` None keeps the matrix as it is, without a copy where that is possible.  A quantized
+        matrix stays quantized, whatever `weight_dtype` says.
         """
+        if isinstance(array, QuantizedMatrix):
+            return array.map_arrays(self.asarray)
         return self.asarray(array, dtype=weight_dtype)
 
-    def to_numpy(self, array: Array) -> np.ndarray:
-        """`array` on the host."""
+    def to_numpy(self, array: Array) -> Any:
+        """`array` on the host; a quantized matrix stays quantized."""
+        if isinstance(array, QuantizedMatrix):
+            return array.map_arrays(self.to_numpy)
         return np.asarray(array)
 
     def synchronize(self) -> None:
@@ -67,13 +73,17 @@ class Backend:
     # --- the operations ------------------------------------------------------------------------
 
     def embedding(self, ids: Array, weight: Array) -> Array:
-        """Look up one row for each id.  [batch, seq], [vocab, hidden] -> [batch, seq, hidden]"""
+        """Look up one row for each id.  [batch, seq], [vocab, hidden] -> [batch, seq, hidden]
+
+        Of a quantized weight (see `quantized.py`) only these rows are widened.
+        """
         return weight[ids].astype(self.dtype)
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         """x @ weight.T (+ bias).  [..., in], [out, in], [out] -> [..., out]
 
-        A weight kept in a narrower dtype is widened to the compute dtype first: no rounding is added.
+        A weight kept in a narrower dtype, or quantized, is widened to the compute dtype first: no
+        rounding is added.
         """
         y = self.xp.matmul(x, weight.astype(self.dtype, copy=False).T)
         return y if bias is None else y + bias

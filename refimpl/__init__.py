@@ -22,6 +22,7 @@ _EXPORTS = {
     "AutoModelForTokenClassification": "refimpl.auto",
     "AutoTokenizer": "refimpl.auto",
     "BaseModelOutputWithPast": "refimpl.outputs",
+    "BitsAndBytesConfig": "refimpl.quantization",
     "CausalLMOutputWithPast": "refimpl.outputs",
     "DynamicCache": "refimpl.cache",
     "GPTNeoXConfig": "refimpl.config",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
         TokenClassifierOutput,
     )
     from refimpl.pipelines import pipeline
+    from refimpl.quantization import BitsAndBytesConfig
     from refimpl.tokenizer import (
         GPTNeoXJapaneseTokenizer,
         GPTNeoXTokenizer,

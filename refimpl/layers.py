@@ -14,6 +14,7 @@ import numpy as np
 
 from refimpl.backends.activations import ACTIVATION_PARAMETERS
 from refimpl.backends.base import Backend
+from refimpl.backends.quantized import QuantizedMatrix
 from refimpl.errors import CheckpointValueError, quote
 
 Array = Any
@@ -32,15 +33,19 @@ class Parameter:
 
     @property
     def is_matrix(self) -> bool:
-        """Large matrices are kept in the weight dtype, everything else in the compute dtype."""
+        """Large matrices are kept in the weight dtype (or quantized), everything else in the compute dtype."""
         return len(self.shape) == 2
 
-    def assign(self, array: np.ndarray, weight_dtype: np.dtype | None) -> None:
+    def assign(self, array: np.ndarray | QuantizedMatrix, weight_dtype: np.dtype | None) -> None:
         """Keep `array` as the weight.  Raises: CheckpointValueError for a number that the dtype cannot hold."""
         setattr(self.owner, self.name, self.packed(array, weight_dtype, self.owner.backend))
 
-    def packed(self, array: np.ndarray, weight_dtype: np.dtype | None, backend: Backend) -> Array:
+    def packed(
+        self, array: np.ndarray | QuantizedMatrix, weight_dtype: np.dtype | None, backend: Backend
+    ) -> Array:
         """`array` in the form in which `backend` keeps this weight.  Raises: CheckpointValueError, as `assign`."""
+        if isinstance(array, QuantizedMatrix):
+            return backend.weight(array)
         if self.is_matrix:
             return backend.weight(self._narrowed(array, weight_dtype), weight_dtype)
         # Copied, so that a small vector does not keep a whole file in memory.

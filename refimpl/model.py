@@ -11,13 +11,16 @@ import numpy as np
 
 from refimpl.backends import dtype_name, get_backend, to_dtype
 from refimpl.backends.base import Backend
+from refimpl.backends.quantized import QuantizedMatrix
 from refimpl.checkpoints import WEIGHTS_NAME, SafetensorsFile
 from refimpl.config_base import PreTrainedConfig, split_hub_options
-from refimpl.errors import BackendError, CheckpointMismatchError, ConfigError, InputError, quote
+from refimpl.errors import BackendError, CheckpointMismatchError, InputError, quote
 from refimpl.hub import resolve
 from refimpl.inputs import check_seed
 from refimpl.layers import Module, Parameter
 from refimpl.model_changes import ChangeableModel
+from refimpl.quantization import QUANTIZED_DTYPES, BitsAndBytesConfig, keep, quantization_of
+from refimpl.quantized_files import QuantizedTensors
 
 Array = Any
 
@@ -43,6 +46,8 @@ class PreTrainedModel(ChangeableModel):
         backend: "auto", "numpy", ... or a backend.
         dtype: the compute dtype; "float16" and "bfloat16" on a CPU keep the weights so and compute in float32.
         weight_dtype: how large matrices are kept; None: as they are in the file (random ones: as `dtype`).
+            "int8" and "nf4" quantize the dense layers, except for the head; embeddings stay as they are.
+        quantization_config: the same in more words: a `BitsAndBytesConfig`, or a dict of its settings.
         device, threads: see `refimpl.backends.get_backend`.
         seed: of the random weights, which are normal with deviation `config.initializer_range`.
 
@@ -62,15 +67,23 @@ class PreTrainedModel(ChangeableModel):
         backend: str | Backend = "auto",
         dtype: Any = None,
         weight_dtype: Any = None,
+        quantization_config: BitsAndBytesConfig | dict[str, Any] | None = None,
         device: str | None = None,
         threads: int | None = None,
         seed: int = 0,
     ):
         self._prepare(config, get_backend(backend, dtype=dtype, device=device, threads=threads))
-        self._draw(self.named_parameters(), _weight_dtype(dtype, weight_dtype), seed)
+        quantization = quantization_of(weight_dtype, quantization_config)
+        self._draw(self.named_parameters(), _weight_dtype(dtype, weight_dtype), quantization, seed)
         self._tie_weights()
 
-    def _draw(self, parameters: Iterable[Parameter], weight_dtype: np.dtype | None, seed: int) -> None:
+    def _draw(
+        self,
+        parameters: Iterable[Parameter],
+        weight_dtype: np.dtype | None,
+        quantization: BitsAndBytesConfig | None,
+        seed: int,
+    ) -> None:
         """Give random values to `parameters`."""
         rng = np.random.default_rng(check_seed(seed))
         for parameter in parameters:
@@ -78,7 +91,8 @@ class PreTrainedModel(ChangeableModel):
                 values = rng.normal(0.0, self.config.initializer_range, parameter.shape)  # type: ignore[attr-defined]
             else:
                 values = np.full(parameter.shape, parameter.initial)
-            parameter.assign(values.astype(self.backend.dtype), weight_dtype or self.backend.dtype)
+            values = values.astype(self.backend.dtype)
+            parameter.assign(keep(parameter.key, values, quantization), weight_dtype or self.backend.dtype)
 
     @classmethod
     def skeleton(cls, config: PreTrainedConfig, backend: Backend) -> Self:
@@ -118,6 +132,7 @@ class PreTrainedModel(ChangeableModel):
         dtype: Any = None,
         torch_dtype: Any = None,
         weight_dtype: Any = None,
+        quantization_config: BitsAndBytesConfig | dict[str, Any] | None = None,
         device: str | None = None,
         device_map: str | None = None,
         mmap: bool = True,
@@ -155,13 +170,17 @@ class PreTrainedModel(ChangeableModel):
                     allowed=cls.config_class.__name__,
                 )
             loaded = config.updated(**overrides) if overrides else config
-        refuse_quantized(loaded, name_or_path)
+        refuse_other_quantization(loaded)
+        quantization = quantization_of(weight_dtype, quantization_config)
         model = cls.skeleton(loaded, get_backend(backend, dtype=dtype, device=device, threads=threads))
         model.name_or_path = os.fspath(name_or_path)
         path = resolve(name_or_path, WEIGHTS_NAME, **hub_options)
         assert path is not None
         model.load_weights(
-            SafetensorsFile(path, mmap=mmap), weight_dtype=_weight_dtype(dtype, weight_dtype), where=path
+            SafetensorsFile(path, mmap=mmap),
+            weight_dtype=_weight_dtype(dtype, weight_dtype),
+            quantization=quantization,
+            where=path,
         )
         model.load_generation_config(name_or_path, **hub_options)
         return model
@@ -170,12 +189,19 @@ class PreTrainedModel(ChangeableModel):
         """Nothing to do for a model that does not generate; `GenerationMixin` reads the file."""
 
     def load_weights(
-        self, tensors: Mapping[str, np.ndarray], weight_dtype: Any = None, where: object = None
+        self,
+        tensors: Mapping[str, np.ndarray],
+        weight_dtype: Any = None,
+        where: object = None,
+        quantization: BitsAndBytesConfig | None = None,
     ) -> None:
         """Take every weight of the model from `tensors`; nothing may be missing, left over or of another shape.
 
+        Matrices that bitsandbytes has quantized stay as they are stored; `quantization` is for the others.
+
         Raises: CheckpointMismatchError; the model then has no weights.
         """
+        tensors = QuantizedTensors(tensors, where)
         file_keys = self._match_keys(tensors)
         parameters = list(self.named_parameters())
         head = [p for p in parameters if p.key.startswith(_HEADS)]
@@ -196,7 +222,7 @@ class PreTrainedModel(ChangeableModel):
         integers = [
             f"{p.key}: {tensors[file_keys[p.key]].dtype}, not a float type"
             for p in parameters
-            if p.key in file_keys and tensors[file_keys[p.key]].dtype.kind in "iub"
+            if p.key in file_keys and _holds_integers(tensors[file_keys[p.key]])
         ]
         if missing or unexpected or mismatched or integers:
             raise CheckpointMismatchError(
@@ -207,8 +233,9 @@ class PreTrainedModel(ChangeableModel):
                 mismatched=mismatched + integers,
             )
         for parameter in _with_progress(parameters, tensors):
-            parameter.assign(tensors[file_keys[parameter.key]], weight_dtype)
-        self._draw(new_head, weight_dtype, seed=0)
+            stored = tensors[file_keys[parameter.key]]
+            parameter.assign(keep(parameter.key, stored, quantization), weight_dtype)
+        self._draw(new_head, weight_dtype, quantization, seed=0)
         self._tie_weights()
         self._report_new_head([parameter.key for parameter in new_head], file_keys)
         self._report_untied_head(tensors, file_keys)
@@ -291,31 +318,28 @@ class PreTrainedModel(ChangeableModel):
         return f"<{type(self).__name__}, {self.num_parameters():,} parameters, {self.backend!r}>"
 
 
-def refuse_quantized(config: PreTrainedConfig, where: object) -> None:
+def refuse_other_quantization(config: PreTrainedConfig) -> None:
     """Raise ConfigError for a checkpoint whose weights are packed in a way that is not read here."""
-    packed = config.unused_keys.get("quantization_config")
-    if packed is not None:
-        method = packed.get("quant_method") if isinstance(packed, dict) else None
-        raise ConfigError(
-            "the weights of this checkpoint are quantized, which cannot be read",
-            where=where,
-            found=f"quantization_config with quant_method {quote(method)}",
-            allowed="weights in float64, float32, float16 or bfloat16",
-            hint="Use the checkpoint that it was made from.",
-            key="quantization_config",
-            value=packed,
-        )
+    stored = config.unused_keys.get("quantization_config")
+    if stored is not None:
+        BitsAndBytesConfig.from_dict(stored)
+
+
+def _holds_integers(array: np.ndarray | QuantizedMatrix) -> bool:
+    return not isinstance(array, QuantizedMatrix) and array.dtype.kind in "iub"
 
 
 def _weight_dtype(dtype: Any, weight_dtype: Any) -> np.dtype | None:
-    """The dtype in which large matrices are kept; None: as in the file."""
+    """The dtype in which large matrices are kept that are not quantized; None: as in the file."""
     names = ("float64", "float32", "float16", "bfloat16")
     name = None
-    if weight_dtype is not None:
+    if weight_dtype is not None and dtype_name(weight_dtype) not in QUANTIZED_DTYPES:
         name = dtype_name(weight_dtype)
         if name not in names:
             raise BackendError(
-                "weights cannot be kept in this dtype", found=quote(name), allowed=", ".join(names)
+                "weights cannot be kept in this dtype",
+                found=quote(name),
+                allowed=", ".join(names + QUANTIZED_DTYPES),
             )
     elif dtype is not None and dtype_name(dtype) in ("float16", "bfloat16"):
         name = dtype_name(dtype)

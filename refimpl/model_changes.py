@@ -9,6 +9,7 @@ import numpy as np
 
 from refimpl.backends import dtype_name, get_backend, to_dtype
 from refimpl.backends.base import Backend
+from refimpl.backends.quantized import QuantizedMatrix
 from refimpl.config_base import PreTrainedConfig
 from refimpl.errors import InputError, quote
 from refimpl.inputs import host_array
@@ -57,7 +58,7 @@ class ChangeableModel(Module):
         """Move to a device, and keep the weights in a dtype: `.to("cuda")`, `.to("float16")`, `.to("cpu", np.float32)`.
 
         On a backend that does not compute in 16 bits, float16 and bfloat16 say how the large matrices are
-        kept; the computation stays in float32.
+        kept; the computation stays in float32. Quantized matrices stay quantized.
         Raises: BackendError for a device or dtype that is not available here.
         """
         for target in targets:
@@ -179,7 +180,9 @@ class ChangeableModel(Module):
                 allowed=str(list(parameter.shape)),
                 hint="resize_token_embeddings changes the size of the vocabulary.",
             )
-        parameter.assign(weight, self.backend.to_numpy(module.weight).dtype)
+        old = module.weight
+        kept = None if isinstance(old, QuantizedMatrix) else self.backend.to_numpy(old).dtype
+        parameter.assign(weight, kept)
 
     def prune_heads(self, heads_to_prune: Any) -> None:
         """Not offered.  Raises: InputError, which says what to do instead."""

@@ -22,7 +22,7 @@ from refimpl.errors import (
 # Far more than a context holds; without a limit `< /dev/zero` would fill the memory.
 MAX_TEXT_BYTES = 64 << 20
 
-WEIGHT_DTYPES = ("float64", "float32", "float16", "bfloat16")
+WEIGHT_DTYPES = ("float64", "float32", "float16", "bfloat16", "int8", "nf4")
 
 _LONG_OPTION = re.compile(r"--[A-Za-z][A-Za-z0-9-]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")

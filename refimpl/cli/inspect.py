@@ -14,8 +14,10 @@ from refimpl.cli import common, terminal
 from refimpl.errors import MissingFileError, TokenizerFileError
 
 if TYPE_CHECKING:
+    from refimpl.backends.base import Backend
     from refimpl.checkpoints import SafetensorsFile
     from refimpl.config_base import PreTrainedConfig
+    from refimpl.layers import Parameter
 
 _HALF_TYPES = ("float16", "bfloat16")
 
@@ -83,7 +85,7 @@ def _describe_weights(
 ) -> dict[str, Any]:
     """Parameters, and the bytes they take once they are loaded with these options."""
     from refimpl.auto import class_by_architecture
-    from refimpl.backends import get_backend, to_dtype
+    from refimpl.backends import get_backend
 
     dtype = None if args.dtype == "auto" else args.dtype
     backend = get_backend("auto", dtype=dtype)
@@ -93,11 +95,9 @@ def _describe_weights(
         in_file[str(tensors.dtype(key))] += _bytes(tensors, key)
     asked = args.weight_dtype or (dtype if dtype in _HALF_TYPES else None)
     kept = asked or max(in_file, key=in_file.__getitem__, default=str(backend.dtype))
-    parameters = list(model.named_parameters())
-    # All but the large matrices is kept in the compute dtype.
-    weights = sum(
-        math.prod(p.shape) * (to_dtype(kept) if p.is_matrix else backend.dtype).itemsize for p in parameters
-    )
+    weights = _weight_bytes(list(model.named_parameters()), kept, in_file, backend)
+    if "quantization_config" in config.unused_keys:
+        kept, weights = "as stored, quantized", tensors.nbytes
     per_token = 2 * config.num_hidden_layers * config.hidden_size * backend.dtype.itemsize  # type: ignore[attr-defined]
     return {
         "class": type(model).__name__,
@@ -116,6 +116,22 @@ def _describe_weights(
             "cache_full_context": per_token * config.max_position_embeddings,  # type: ignore[attr-defined]
         },
     }
+
+
+def _weight_bytes(parameters: list[Parameter], kept: str, in_file: Counter[str], backend: Backend) -> int:
+    """All but the large matrices is kept in the compute dtype, and of those some may be quantized."""
+    from refimpl.backends import to_dtype
+    from refimpl.quantization import QUANTIZED_DTYPES, kept_bytes, quantization_of
+
+    quantization = quantization_of(kept, None) if kept in QUANTIZED_DTYPES else None
+    # What is not quantized stays as it is in the file.
+    dense = to_dtype(max(in_file, key=in_file.__getitem__, default="float32") if quantization else kept)
+    total = 0
+    for parameter in parameters:
+        packed = kept_bytes(parameter.key, parameter.shape, quantization)
+        itemsize = (dense if parameter.is_matrix else backend.dtype).itemsize
+        total += math.prod(parameter.shape) * itemsize if packed is None else packed
+    return total
 
 
 def _bytes(tensors: SafetensorsFile, key: str) -> int:

@@ -201,7 +201,7 @@ def test_dtypes(inside, model, options, dtype):
         (["--seed", "-1"], "not a possible seed"),
         (["--seed", str(2**64)], "not a possible seed"),
         (["--backend", "abacus"], "unknown backend; found 'abacus'"),
-        (["--weight-dtype", "int8"], "argument --weight-dtype: invalid choice: 'int8'"),
+        (["--weight-dtype", "int4"], "argument --weight-dtype: invalid choice: 'int4'"),
         (["--dtype", "float7"], "does not compute in this dtype; found 'float7'"),
         (["--file", "x"], "not both"),
         (["--prompt", "x"], "two prompts"),

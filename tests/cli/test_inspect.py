@@ -46,6 +46,8 @@ def test_figures_are_those_of_the_loaded_model(inside, model):
         {"weight_dtype": "float16"},
         {"dtype": "float64", "weight_dtype": "bfloat16"},
         {"dtype": "float16", "weight_dtype": "float32"},
+        {"weight_dtype": "int8"},
+        {"weight_dtype": "nf4"},
     ],
 )
 def test_memory_for_other_dtypes(inside, model, options):

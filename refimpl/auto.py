@@ -8,7 +8,7 @@ from typing import Any
 
 from refimpl.config import GPTNeoXConfig, GPTNeoXJapaneseConfig
 from refimpl.config_base import CONFIG_NAME, PreTrainedConfig, split_hub_options
-from refimpl.errors import ConfigError, TokenizerFileError, quote
+from refimpl.errors import ConfigError, InputError, TokenizerFileError, quote
 from refimpl.hub import resolve
 from refimpl.json_reader import read_json_object
 
@@ -99,6 +99,13 @@ class _AutoModel:
     @classmethod
     def class_for(cls, config: PreTrainedConfig, where: object) -> Any:
         """The model class for `config`; `where` the config comes from is said in the ConfigError if there is none."""
+        if not isinstance(config, PreTrainedConfig):
+            raise InputError(
+                "not a config",
+                where="config",
+                found=quote(type(config).__name__),
+                allowed="a config of a model",
+            )
         classes = _MODELS[known_type(config.model_type, where)]
         if cls.__name__ not in classes:
             raise ConfigError(

@@ -79,11 +79,10 @@ class _NeoXConfig(PreTrainedConfig):
 
     @property
     def rope_scaling(self) -> dict[str, Any] | None:
-        """The rotary settings without base and part; None for the type "default"."""
-        if self.rope_parameters["rope_type"] == "default":
-            return None
+        """The rotary settings without base and part; None for the type "default" alone."""
         own = ("rope_theta", "partial_rotary_factor")
-        return {key: value for key, value in self.rope_parameters.items() if key not in own}
+        others = {key: value for key, value in self.rope_parameters.items() if key not in own}
+        return None if others == {"rope_type": "default"} else others
 
     @rope_scaling.setter
     def rope_scaling(self, value: dict[str, Any] | None) -> None:
@@ -91,13 +90,22 @@ class _NeoXConfig(PreTrainedConfig):
 
     def _translate(self, settings: dict[str, Any]) -> dict[str, Any]:
         settings = super()._translate(settings)
+        settings["rope_parameters"] = self._rope_parameters(settings)
+        return settings
+
+    def _normal_form(self, name: str, value: Any) -> Any:
+        if name == "rope_parameters":
+            return self._rope_parameters({"rope_parameters": value})
+        return super()._normal_form(name, value)
+
+    def _rope_parameters(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Every spelling of the rotary settings, taken out of `settings`, on top of those that there are."""
         default = {
             "rope_theta": 10000,
             "partial_rotary_factor": self.default_rotary_pct,
             "rope_type": "default",
         }
-        settings["rope_parameters"] = read_rope_parameters(settings, self.rope_parameters or default)
-        return settings
+        return read_rope_parameters(settings, {**default, **self.rope_parameters})
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a `config.json` holds them, in the earlier spelling, which every program reads."""

@@ -10,12 +10,18 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
 
+import numpy as np
+
+from refimpl.backends import dtype_name
 from refimpl.errors import ConfigError, quote
 from refimpl.files import make_folder, write_atomically
 from refimpl.hub import resolve
 from refimpl.json_reader import read_json_object
 
 CONFIG_NAME = "config.json"
+
+#: Lists and objects in one another in a config.
+_DEEPEST = 64
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -84,6 +90,13 @@ class PreTrainedConfig:
             if name != "unused_keys" and not str(kind).startswith("ClassVar")
         }
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, self._normal_form(name, value))
+
+    def _normal_form(self, name: str, value: Any) -> Any:
+        """The value of a setting in the one form that the rest of the house knows."""
+        return _numbered_labels(value) if name == "id2label" else value
+
     def _refuse_unknown(self, settings: dict[str, Any]) -> None:
         for unknown in sorted(settings):
             near = difflib.get_close_matches(unknown, [*self.fields(), *self.other_spellings], n=1)
@@ -117,11 +130,11 @@ class PreTrainedConfig:
         settings = dict(settings)
         if "torch_dtype" in settings:
             settings.setdefault("dtype", settings.pop("torch_dtype"))
+        if isinstance(settings.get("dtype"), type | np.dtype):
+            settings["dtype"] = dtype_name(settings["dtype"])
         settings.pop("label2id", None)  # says what id2label says
         if settings.get("id2label") is None:
             settings.pop("id2label", None)
-        else:
-            settings["id2label"] = _numbered_labels(settings["id2label"])
         count = settings.pop("num_labels", None)
         if count is None:
             return settings
@@ -134,7 +147,7 @@ class PreTrainedConfig:
                 key="num_labels",
                 value=count,
             )
-        if count != len(settings.get("id2label", self.id2label)):
+        if count != len(_numbered_labels(settings.get("id2label", self.id2label))):
             settings["id2label"] = {index: f"LABEL_{index}" for index in range(count)}
         return settings
 
@@ -156,6 +169,13 @@ class PreTrainedConfig:
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             self._check_token_id(name)
         _numbered_labels(self.id2label)
+        names = self.architectures
+        if names is not None and not (
+            isinstance(names, list) and all(isinstance(name, str) for name in names)
+        ):
+            raise self._error("not names of models", "architectures", "a list of names, or none")
+        if self.dtype is not None and not isinstance(self.dtype, str):
+            raise self._error("not a dtype", "dtype", 'a name such as "float16", or none')
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             raise self._error("unknown", "problem_type", ", ".join(PROBLEM_TYPES) + ", or none")
 
@@ -163,10 +183,12 @@ class PreTrainedConfig:
         value, default = getattr(self, name), getattr(type(self), name)
         if type(value) is type(default) and value == default:
             return  # the default of the class, which a smaller vocabulary need not hold
+        if value is None:
+            return
         ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
-        if not all(token_id is None or type(token_id) is int for token_id in ids):
+        if not all(type(token_id) is int for token_id in ids):
             raise self._error("not a token id", name, "a whole number, or none (eos: also a list of them)")
-        if not all(token_id is None or 0 <= token_id < self.vocab_size for token_id in ids):
+        if not all(0 <= token_id < self.vocab_size for token_id in ids):
             raise self._error(
                 f"outside the vocabulary of {self.vocab_size}", name, f"0 to {self.vocab_size - 1}, or none"
             )
@@ -231,6 +253,8 @@ class PreTrainedConfig:
                 "auto_map in the config names code of its own: no code of a file is ever run here",
                 stacklevel=2,
             )
+        for name, value in values.items():
+            _refuse_depth(name, value)
         known = {*cls.fields(), *cls.other_spellings, "label2id"}
         config = cls(**{name: value for name, value in values.items() if name in known})
         config.unused_keys = {
@@ -278,6 +302,23 @@ class PreTrainedConfig:
         """Write `config.json` into `folder`, which is made if need be.  Raises: SaveError."""
         make_folder(folder)
         write_atomically(Path(folder) / CONFIG_NAME, self.to_json_string())
+
+
+def _refuse_depth(key: str, value: Any) -> None:
+    """Raise ConfigError for lists in lists beyond what copying and writing them can follow."""
+    layer, depth = [value], 0
+    while layer:
+        layer = [
+            part
+            for item in layer
+            if isinstance(item, list | dict)
+            for part in (item.values() if isinstance(item, dict) else item)
+        ]
+        depth += 1
+        if depth > _DEEPEST:
+            raise ConfigError(
+                "nested too deeply", where=quote(key), allowed=f"{_DEEPEST} levels", key=key, value=value
+            )
 
 
 def _numbered_labels(labels: Any) -> dict[int, str]:

@@ -23,7 +23,7 @@ from refimpl.inputs import (
     default_positions,
     warn_beyond_context,
 )
-from refimpl.layers import MLP, Embedding, LayerNorm, Linear, Module
+from refimpl.layers import MLP, Embedding, LayerNorm, Linear, Module, TiedLinear
 from refimpl.loss import causal_lm_loss, keep_positions
 from refimpl.model import PreTrainedModel
 from refimpl.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -156,9 +156,10 @@ class DecoderForCausalLM(GenerationMixin, PreTrainedModel):
     def build(self, backend: Backend) -> None:
         base = self.model_class.skeleton(self.config, backend)
         setattr(self, self.base_model_prefix, base)
-        self.embed_out = Linear(backend, self.config.hidden_size, self.config.vocab_size, bias=False)
         if self.config.tie_word_embeddings:
-            self.tie(self.embed_out, base.embed_in)
+            self.embed_out: Linear = TiedLinear(base.embed_in)
+        else:
+            self.embed_out = Linear(backend, self.config.hidden_size, self.config.vocab_size, bias=False)
 
     def __call__(
         self,

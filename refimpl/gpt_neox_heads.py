@@ -190,7 +190,7 @@ class GPTNeoXForSequenceClassification(_GPTNeoXWithHead):
             if pad_token_id is not None:
                 warnings.warn(
                     "inputs_embeds show no padding: the last place of each row is taken for its last token",
-                    stacklevel=4,
+                    stacklevel=3,
                 )
             return np.full(batch, seq - 1)
         real = host_array(input_ids, "input_ids", "iu") != pad_token_id

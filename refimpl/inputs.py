@@ -33,6 +33,8 @@ def host_array(value: Any, name: str, kinds: str) -> np.ndarray:
         raise InputError(
             "the rows differ in length", where=name, hint="Pad them: tokenizer(texts, padding=True, ...)."
         ) from error
+    if array.dtype.name == "bfloat16":  # to NumPy a type of its own; every number of it is a float32
+        array = array.astype(np.float32)
     if array.dtype.kind not in kinds:
         allowed = ", ".join(text for letters, text in _KINDS.items() if letters in kinds)
         raise InputError("wrong kind of values", where=name, found=f"dtype {array.dtype}", allowed=allowed)

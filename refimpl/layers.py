@@ -7,67 +7,13 @@ attribute *is* the key of a weight: `model.gpt_neox_japanese.layers[0].attention
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from refimpl.backends.activations import ACTIVATION_PARAMETERS
 from refimpl.backends.base import Backend
-from refimpl.backends.quantized import QuantizedMatrix
-from refimpl.errors import CheckpointValueError, quote
+from refimpl.parameter import Parameter
 
 Array = Any
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """What is known of a weight before its values are: where it belongs and its shape."""
-
-    key: str
-    owner: Module
-    name: str
-    shape: tuple[int, ...]
-    #: The initial value of every element; None: random numbers.
-    initial: float | None
-
-    @property
-    def is_matrix(self) -> bool:
-        """Large matrices are kept in the weight dtype (or quantized), everything else in the compute dtype."""
-        return len(self.shape) == 2
-
-    def assign(self, array: np.ndarray | QuantizedMatrix, weight_dtype: np.dtype | None) -> None:
-        """Keep `array` as the weight.  Raises: CheckpointValueError for a number that the dtype cannot hold."""
-        setattr(self.owner, self.name, self.packed(array, weight_dtype, self.owner.backend))
-
-    def packed(
-        self, array: np.ndarray | QuantizedMatrix, weight_dtype: np.dtype | None, backend: Backend
-    ) -> Array:
-        """`array` in the form in which `backend` keeps this weight.  Raises: CheckpointValueError, as `assign`."""
-        if isinstance(array, QuantizedMatrix):
-            return backend.weight(array)
-        if self.is_matrix:
-            return backend.weight(self._narrowed(array, weight_dtype), weight_dtype)
-        # Copied, so that a small vector does not keep a whole file in memory.
-        return backend.asarray(np.array(array, dtype=backend.dtype))
-
-    def _narrowed(self, array: np.ndarray, weight_dtype: np.dtype | None) -> np.ndarray:
-        if weight_dtype is None or weight_dtype.itemsize >= array.dtype.itemsize:
-            return array
-        with np.errstate(over="ignore"):
-            narrowed = array.astype(weight_dtype)
-        lost = np.isinf(narrowed) & np.isfinite(array)
-        if lost.any():
-            raise CheckpointValueError(
-                f"{weight_dtype} cannot hold a number of this tensor",
-                where=self.key,
-                found=quote(float(array[lost].flat[0])),
-                hint='Keep the weights in bfloat16 or float32 (weight_dtype="bfloat16").',
-                tensor=self.key,
-                count=int(lost.sum()),
-                first_index=[int(i) for i in np.argwhere(lost)[0]],
-            )
-        return narrowed
 
 
 class Module:
@@ -107,6 +53,22 @@ class Linear(Module):
 
     def __call__(self, x: Array) -> Array:
         return self.backend.linear(x, self.weight, self.bias)
+
+
+class TiedLinear(Linear):
+    """A dense layer that uses the matrix of an embedding, whatever that becomes.  [..., hidden] -> [..., vocab]"""
+
+    def __init__(self, embedding: Embedding):
+        Module.__init__(self, embedding.backend)
+        self.embedding = embedding
+
+    def named_parameters(self, prefix: str = "") -> Iterator[Parameter]:
+        """None: the matrix belongs to the embedding."""
+        return iter(())
+
+    @property
+    def weight(self) -> Array:
+        return self.embedding.weight
 
 
 class Embedding(Module):

@@ -104,7 +104,7 @@ def question_answering_loss(
         ("end_positions", end_logits, end_positions),
     ):
         batch, seq = logits.shape
-        targets = host_array(positions, name, "iu")
+        targets = host_array(positions, name, "iu").astype(np.int64)  # narrow types cannot hold IGNORE_INDEX
         targets = targets[:, 0] if targets.shape == (batch, 1) else targets
         _check_shape(targets, (batch,), name)
         inside = np.where(targets >= seq, IGNORE_INDEX, np.maximum(targets, 0))
@@ -128,7 +128,7 @@ def cross_entropy(backend: Backend, logits: Array, targets: np.ndarray) -> Array
 
 def _class_labels(labels: Any, shape: tuple[int, ...], classes: int) -> np.ndarray:
     """Labels from 0 to classes - 1 or -100, on the host.  Raises: InputError."""
-    targets = host_array(labels, "labels", "iu")
+    targets = host_array(labels, "labels", "iu").astype(np.int64)
     _check_shape(targets, shape)
     wrong = ((targets < 0) | (targets >= classes)) & (targets != IGNORE_INDEX)
     if wrong.any():

@@ -17,8 +17,9 @@ from refimpl.config_base import PreTrainedConfig, split_hub_options
 from refimpl.errors import BackendError, CheckpointMismatchError, InputError, quote
 from refimpl.hub import resolve
 from refimpl.inputs import check_seed
-from refimpl.layers import Module, Parameter
+from refimpl.layers import Module, TiedLinear
 from refimpl.model_changes import ChangeableModel
+from refimpl.parameter import Parameter
 from refimpl.quantization import QUANTIZED_DTYPES, BitsAndBytesConfig, keep, quantization_of
 from refimpl.quantized_files import QuantizedTensors
 
@@ -27,8 +28,13 @@ Array = Any
 # Buffers that old versions stored beside the weights. They hold nothing that the config does not say.
 _OLD_BUFFERS = (".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq")
 
-# What the heads are called, each a part of the model beside the base model.
-_HEADS = ("embed_out", "score", "classifier", "qa_outputs")
+# The weights of all heads. A head is a part of the model beside the base model.
+_HEAD_KEYS = (
+    "embed_out.weight",
+    "score.weight",
+    *("classifier.weight", "classifier.bias"),
+    *("qa_outputs.weight", "qa_outputs.bias"),
+)
 
 # Arguments that programs written for transformers pass; whatever they say, the same happens here: weights are
 # mapped, attention is computed as it is defined, and no code of a repository is ever run.
@@ -72,10 +78,11 @@ class PreTrainedModel(ChangeableModel):
         threads: int | None = None,
         seed: int = 0,
     ):
-        self._prepare(config, get_backend(backend, dtype=dtype, device=device, threads=threads))
+        # A copy: two models of one config can then be changed one by one.
+        chosen = get_backend(backend, dtype=dtype, device=device, threads=threads)
+        self._prepare(self._own_config(config), chosen)
         quantization = quantization_of(weight_dtype, quantization_config)
         self._draw(self.named_parameters(), _weight_dtype(dtype, weight_dtype), quantization, seed)
-        self._tie_weights()
 
     def _draw(
         self,
@@ -88,7 +95,7 @@ class PreTrainedModel(ChangeableModel):
         rng = np.random.default_rng(check_seed(seed))
         for parameter in parameters:
             if parameter.initial is None:
-                values = rng.normal(0.0, self.config.initializer_range, parameter.shape)  # type: ignore[attr-defined]
+                values = rng.normal(0.0, abs(self.config.initializer_range), parameter.shape)  # type: ignore[attr-defined]
             else:
                 values = np.full(parameter.shape, parameter.initial)
             values = values.astype(self.backend.dtype)
@@ -105,21 +112,23 @@ class PreTrainedModel(ChangeableModel):
         Module.__init__(self, backend)
         config.validate()
         self.config = config
-        self._ties: list[tuple[Module, Module]] = []
         self.build(backend)
+
+    @classmethod
+    def _own_config(cls, config: Any, **overrides: Any) -> Any:
+        """A copy of `config` with some settings replaced.  Raises: InputError for one of another model."""
+        if not isinstance(config, cls.config_class):
+            raise InputError(
+                "not a config of this model",
+                where="config",
+                found=quote(type(config).__name__),
+                allowed=cls.config_class.__name__,
+            )
+        return config.updated(**overrides)
 
     def build(self, backend: Backend) -> None:
         """Make the parts of the model as attributes; to be said by each model."""
         raise TypeError(f"{type(self).__name__} is a base class; use one of the models")
-
-    def tie(self, part: Module, source: Module) -> None:
-        """Let `part` use the `weight` of `source` instead of one of its own."""
-        del part._shapes["weight"]
-        self._ties.append((part, source))
-
-    def _tie_weights(self) -> None:
-        for part, source in self._ties:
-            part.weight = source.weight  # type: ignore[attr-defined]
 
     # --- from files ----------------------------------------------------------------------------
 
@@ -162,14 +171,7 @@ class PreTrainedModel(ChangeableModel):
         if config is None:
             loaded = cls.config_class.from_pretrained(name_or_path, **hub_options, **overrides)
         else:
-            if not isinstance(config, cls.config_class):
-                raise InputError(
-                    "not a config of this model",
-                    where="config",
-                    found=quote(type(config).__name__),
-                    allowed=cls.config_class.__name__,
-                )
-            loaded = config.updated(**overrides) if overrides else config
+            loaded = cls._own_config(config, **overrides)
         refuse_other_quantization(loaded)
         quantization = quantization_of(weight_dtype, quantization_config)
         model = cls.skeleton(loaded, get_backend(backend, dtype=dtype, device=device, threads=threads))
@@ -203,8 +205,9 @@ class PreTrainedModel(ChangeableModel):
         """
         tensors = QuantizedTensors(tensors, where)
         file_keys = self._match_keys(tensors)
+        self._refuse_two_heads(tensors, where)
         parameters = list(self.named_parameters())
-        head = [p for p in parameters if p.key.startswith(_HEADS)]
+        head = [p for p in parameters if p.key in _HEAD_KEYS]
         # A file that says it holds this very model, and lacks its head, is broken.
         claimed = type(self).__name__ in (self.config.architectures or ())
         new_head = [] if claimed or any(p.key in file_keys for p in head) else head
@@ -219,6 +222,7 @@ class PreTrainedModel(ChangeableModel):
             for p in parameters
             if p.key in file_keys and tensors[file_keys[p.key]].shape != p.shape
         ]
+        mismatched += self._wrong_copy_of_tied_head(tensors, file_keys)
         integers = [
             f"{p.key}: {tensors[file_keys[p.key]].dtype}, not a float type"
             for p in parameters
@@ -236,7 +240,6 @@ class PreTrainedModel(ChangeableModel):
             stored = tensors[file_keys[parameter.key]]
             parameter.assign(keep(parameter.key, stored, quantization), weight_dtype)
         self._draw(new_head, weight_dtype, quantization, seed=0)
-        self._tie_weights()
         self._report_new_head([parameter.key for parameter in new_head], file_keys)
         self._report_untied_head(tensors, file_keys)
 
@@ -248,22 +251,46 @@ class PreTrainedModel(ChangeableModel):
         in_file = any(key.startswith(prefix) for key in known)
         in_model = any(parameter.key.startswith(prefix) for parameter in self.named_parameters())
         if in_file and not in_model:
-            return {
-                key.removeprefix(prefix): name for key, name in known.items() if not key.startswith(_HEADS)
+            base = {key.removeprefix(prefix): name for key, name in known.items() if key.startswith(prefix)}
+            # What has no prefix beside others that have one belongs to no model; as an absolute key it fits none.
+            strays = {
+                f"/{k}": n for k, n in known.items() if not k.startswith(prefix) and k not in _HEAD_KEYS
             }
+            return base | strays
         if in_model and not in_file:
-            return {key if key.startswith(_HEADS) else prefix + key: name for key, name in known.items()}
+            return {key if key in _HEAD_KEYS else prefix + key: name for key, name in known.items()}
         return known
 
     def _is_ignored(self, key: str) -> bool:
         """Old buffers, the copy of a tied head, and the heads of other models."""
-        part = key.partition(".")[0]
-        other_head = part in _HEADS and (self._ties or not hasattr(self, part))
-        return key.endswith(_OLD_BUFFERS) or bool(other_head)
+        head = getattr(self, key.partition(".")[0], None)
+        other_head = key in _HEAD_KEYS and (head is None or isinstance(head, TiedLinear))
+        return key.endswith(_OLD_BUFFERS) or other_head
+
+    def _refuse_two_heads(self, tensors: Mapping[str, np.ndarray], where: object) -> None:
+        """`embed_out` and `lm_head` are one matrix; a file with two different ones has no right answer."""
+        both = [tensors[name] for name in ("embed_out.weight", "lm_head.weight") if name in tensors]
+        if len(both) == 2 and not np.array_equal(both[0], both[1]):
+            raise CheckpointMismatchError(
+                "embed_out.weight and lm_head.weight are two names for the output head, and differ",
+                where=where,
+            )
+
+    def _wrong_copy_of_tied_head(
+        self, tensors: Mapping[str, np.ndarray], file_keys: dict[str, str]
+    ) -> list[str]:
+        head, name = getattr(self, "embed_out", None), file_keys.get("embed_out.weight")
+        if name is None or not isinstance(head, TiedLinear):
+            return []
+        shape = (self.config.vocab_size, self.config.hidden_size)  # type: ignore[attr-defined]
+        stored = tensors[name]
+        if stored.shape == shape and not _holds_integers(stored):
+            return []
+        return [f"{name}: file {list(stored.shape)} {stored.dtype}, config {list(shape)}"]
 
     def _report_new_head(self, keys: list[str], file_keys: dict[str, str]) -> None:
         if keys:
-            unused = [name for key, name in file_keys.items() if key.startswith(_HEADS)]
+            unused = [name for key, name in file_keys.items() if key in _HEAD_KEYS]
             warnings.warn(
                 f"the file has no head of {type(self).__name__}: {', '.join(keys)} got random values, "
                 "and have to be trained before they are of use"
@@ -272,17 +299,23 @@ class PreTrainedModel(ChangeableModel):
             )
 
     def _report_untied_head(self, tensors: Mapping[str, np.ndarray], file_keys: dict[str, str]) -> None:
-        stored = file_keys.get("embed_out.weight")
-        for part, source in self._ties:
-            if stored is not None and part is getattr(self, "embed_out", None):
-                kept = self.backend.to_numpy(source.weight)  # type: ignore[attr-defined]
-                if not np.array_equal(kept, tensors[stored].astype(kept.dtype)):
-                    warnings.warn(
-                        "the file holds an embed_out.weight that differs from the input embedding; because "
-                        "tie_word_embeddings is true the input embedding is used "
-                        "(pass tie_word_embeddings=False to use the stored head)",
-                        stacklevel=4,
-                    )
+        """Warn of a stored head that is not the embedding it is tied to.
+
+        256 rows are compared: training that unties them changes every row, and a whole comparison would read
+        two large matrices from a file that is only mapped.
+        """
+        head, name = getattr(self, "embed_out", None), file_keys.get("embed_out.weight")
+        if name is None or not isinstance(head, TiedLinear):
+            return
+        rows = np.unique(np.linspace(0, len(tensors[name]) - 1, 256).astype(int))
+        kept = self.backend.to_numpy(head.weight[rows])
+        if not np.array_equal(kept, tensors[name][rows].astype(kept.dtype)):
+            warnings.warn(
+                "the file holds an embed_out.weight that differs from the input embedding; because "
+                "tie_word_embeddings is true the input embedding is used "
+                "(pass tie_word_embeddings=False to use the stored head)",
+                stacklevel=4,
+            )
 
     # --- what it is ----------------------------------------------------------------------------
 

@@ -11,22 +11,20 @@ from refimpl.backends import dtype_name, get_backend, to_dtype
 from refimpl.backends.base import Backend
 from refimpl.backends.quantized import QuantizedMatrix
 from refimpl.config_base import PreTrainedConfig
-from refimpl.errors import InputError, quote
+from refimpl.errors import BackendError, InputError, quote
 from refimpl.inputs import host_array
 from refimpl.layers import Embedding, Linear, Module
 
 Array = Any
 
 _DEVICES = ("cpu", "cuda")
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 class ChangeableModel(Module):
     """What can be changed in a model.  Each change is made in the model itself; a failed one changes nothing."""
 
     config: PreTrainedConfig
-
-    def _tie_weights(self) -> None:
-        raise TypeError("a base class")
 
     # --- precision and device ------------------------------------------------------------------
 
@@ -64,8 +62,17 @@ class ChangeableModel(Module):
         for target in targets:
             if isinstance(target, str) and target.partition(":")[0] in _DEVICES:
                 device = target
+            elif isinstance(target, str) and target not in _DTYPES:
+                raise BackendError(
+                    "neither a device nor a dtype",
+                    where="to",
+                    found=quote(target),
+                    allowed=", ".join((*_DEVICES, "cuda:N", *_DTYPES)),
+                )
             else:
                 dtype = target
+        if device is not None and not isinstance(device, str):
+            raise BackendError("not a device", where="to", found=quote(device), allowed='"cpu", or "cuda:N"')
         backend = self._backend_for(device, dtype)
         weight_dtype = None if dtype is None else to_dtype(dtype_name(dtype))
         changed = {}
@@ -78,7 +85,6 @@ class ChangeableModel(Module):
         self.base_model.rotary_emb = type(rotary)(backend, rotary.config)  # type: ignore[attr-defined]
         for parameter, array in changed.items():
             setattr(parameter.owner, parameter.name, array)
-        self._tie_weights()
         return self
 
     def _backend_for(self, device: str | None, dtype: Any) -> Backend:
@@ -102,7 +108,6 @@ class ChangeableModel(Module):
         """Use another embedding: an `Embedding`, or an array [vocab, hidden] of this model's size."""
         weight = value.weight if isinstance(value, Embedding) else value
         self._set_matrix(self.get_input_embeddings(), host_array(weight, "value", "f"))
-        self._tie_weights()
 
     def get_output_embeddings(self) -> Linear | None:
         """The dense layer that gives the logits; None for a model without that head."""
@@ -135,32 +140,41 @@ class ChangeableModel(Module):
         mean_resizing: new rows are the mean of the old ones (a token that is as likely as any other); otherwise
             they are random, with deviation `config.initializer_range`.
 
-        Returns the embedding.  Raises: InputError for an impossible size.
+        Returns the embedding.  Raises: InputError for an impossible size; ConfigError for one that a special
+            token of the config does not fit in.
         """
-        old = self.config.vocab_size
-        size = old if new_num_tokens is None else new_num_tokens
-        multiple = 1 if pad_to_multiple_of is None else pad_to_multiple_of
+        size = self._checked_size(new_num_tokens, pad_to_multiple_of)
+        embedding, head = self.get_input_embeddings(), self.get_output_embeddings()
+        own = [m for m in (embedding, head) if m is not None and "weight" in m._shapes]
+        if any(isinstance(module.weight, QuantizedMatrix) for module in own):
+            raise InputError(
+                "a quantized matrix cannot get or lose rows",
+                where="resize_token_embeddings",
+                hint="Resize the model before its weights are quantized.",
+            )
+        self.config.update({"vocab_size": size})
+        rng = np.random.default_rng(0)
+        for module in own:
+            weight = self.backend.to_numpy(module.weight)
+            if len(weight) != size:
+                rows = self._new_rows(weight, size - len(weight), mean_resizing, rng)
+                module._shapes["weight"] = ((size, weight.shape[1]), None)
+                self._set_matrix(module, np.concatenate([weight[:size], rows]))
+        return embedding
+
+    def _checked_size(self, new_num_tokens: Any, multiple: Any) -> int:
+        size = len(self.get_input_embeddings().weight) if new_num_tokens is None else new_num_tokens
+        multiple = 1 if multiple is None else multiple
         for name, value, most in (
             ("new_num_tokens", size, 1 << 22),
             ("pad_to_multiple_of", multiple, 1 << 16),
         ):
-            if type(value) is not int or not 1 <= value <= most:
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if not whole or not 1 <= value <= most:
                 raise InputError(
                     "not a possible size", where=name, found=quote(value), allowed=f"1 to {most}"
                 )
-        size = -(-size // multiple) * multiple
-        embedding, head = self.get_input_embeddings(), self.get_output_embeddings()
-        if size != old:
-            self.config.update({"vocab_size": size})
-            rng = np.random.default_rng(0)
-            for module in (embedding, head):
-                if module is not None and "weight" in module._shapes:
-                    weight = self.backend.to_numpy(module.weight)
-                    rows = self._new_rows(weight, size - old, mean_resizing, rng)
-                    module._shapes["weight"] = ((size, weight.shape[1]), None)
-                    self._set_matrix(module, np.concatenate([weight[:size], rows]))
-            self._tie_weights()
-        return embedding
+        return -(-int(size) // int(multiple)) * int(multiple)
 
     def _new_rows(self, weight: np.ndarray, count: int, mean: bool, rng: np.random.Generator) -> np.ndarray:
         shape = (max(count, 0), weight.shape[1])
@@ -171,7 +185,7 @@ class ChangeableModel(Module):
         return rows.astype(weight.dtype)
 
     def _set_matrix(self, module: Embedding | Linear, weight: np.ndarray) -> None:
-        parameter = next(p for p in module.named_parameters() if p.name == "weight")
+        parameter = next(p for p in self.named_parameters() if p.owner is module and p.name == "weight")
         if weight.shape != parameter.shape:
             raise InputError(
                 "wrong shape",
@@ -182,7 +196,7 @@ class ChangeableModel(Module):
             )
         old = module.weight
         kept = None if isinstance(old, QuantizedMatrix) else self.backend.to_numpy(old).dtype
-        parameter.assign(weight, kept)
+        parameter.assign(np.array(weight), kept)  # copied: the caller's array stays the caller's
 
     def prune_heads(self, heads_to_prune: Any) -> None:
         """Not offered.  Raises: InputError, which says what to do instead."""

@@ -17,14 +17,20 @@ from typing import Any
 
 from refimpl.errors import ConfigError, quote
 
-#: Keys beside the objects: name -> key in `rope_parameters`. Where a file has several of them, the first wins.
+#: Keys beside the objects: name -> key in `rope_parameters`, in the order in which they are read.
 SPELLINGS = {
-    "rotary_emb_base": "rope_theta",
-    "rotary_pct": "partial_rotary_factor",
     "rope_theta": "rope_theta",
     "partial_rotary_factor": "partial_rotary_factor",
     "original_max_position_embeddings": "original_max_position_embeddings",
+    "rotary_emb_base": "rope_theta",
+    "rotary_pct": "partial_rotary_factor",
 }
+
+#: Those that count only where the object does not say the same.
+_ONLY_IF_ABSENT = ("rope_theta", "partial_rotary_factor")
+
+#: What every type has.
+_OF_EVERY_TYPE = ("rope_theta", "partial_rotary_factor")
 
 #: The names by which most files know two of the keys.
 _EARLIER = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
@@ -68,23 +74,41 @@ def read_rope_parameters(settings: dict[str, Any], current: dict[str, Any]) -> d
             value = settings.pop(name)
             if value is not None and not isinstance(value, dict):
                 raise ConfigError("must be an object", where=name, found=quote(value), key=name, value=value)
-            given = given or value or {}
+            given = given or {key: part for key, part in (value or {}).items() if part is not None}
     if given is None:
         parameters = dict(current)
     else:  # base and share stay as they are unless the object has its own
-        kept = {key: current[key] for key in ("rope_theta", "partial_rotary_factor")}
-        parameters = {**kept, **given}
+        parameters = {**{key: current[key] for key in _OF_EVERY_TYPE}, **given}
         old_name = parameters.pop("type", None)
-        parameters.setdefault("rope_type", old_name or "default")
-    for name in reversed(SPELLINGS):
+        if "rope_type" not in parameters:
+            parameters["rope_type"] = old_name or _type_of_none(given)
+    for name, key in SPELLINGS.items():
         value = settings.pop(name, None)
-        if value is not None:
-            parameters[SPELLINGS[name]] = value
-    return {key: value for key, value in parameters.items() if value is not None}
+        if value is not None and (name not in _ONLY_IF_ABSENT or key not in (given or ())):
+            parameters[key] = value
+    return parameters
+
+
+def _type_of_none(given: dict[str, Any]) -> str:
+    """An object without a type is of the type "default", unless it has settings that this type has not."""
+    others = sorted(str(key) for key in given if key not in _OF_EVERY_TYPE)
+    if others:
+        raise ConfigError(
+            "the rotary settings name no type",
+            where="rope_type",
+            found=", ".join(others),
+            allowed=", ".join(ROPE_TYPES),
+            key="rope_type",
+            value=None,
+        )
+    return "default"
 
 
 def check_rope_parameters(parameters: Any, head_dim: int, max_position_embeddings: int, where: str) -> None:
     """Raise ConfigError unless the frequencies of rotary positions can be computed from `parameters`."""
+    for key in _OF_EVERY_TYPE:
+        if key not in parameters:
+            raise _error("every type needs it", key, None, where, _CHECKS[key][1])
     rope_type = parameters.get("rope_type", "default")
     if not isinstance(rope_type, str) or rope_type not in _KEYS:
         near = difflib.get_close_matches(str(rope_type), ROPE_TYPES, n=1)
@@ -100,7 +124,7 @@ def check_rope_parameters(parameters: Any, head_dim: int, max_position_embedding
             if not is_right(parameters[key]):
                 raise _error("not a possible value", key, parameters[key], where, allowed)
         elif key not in ("rope_type", *_CHECKS):
-            warnings.warn(f"{where}: {quote(key)} among the rotary settings means nothing here", stacklevel=3)
+            warnings.warn(f"{where}: {quote(key)} among the rotary settings means nothing here", stacklevel=5)
     rotary_ndims = int(head_dim * parameters["partial_rotary_factor"])
     if rotary_ndims < 2 or rotary_ndims % 2:
         what = f"it rotates {rotary_ndims} of the {head_dim} dimensions of a head"

@@ -6,6 +6,7 @@ some multiply cos and sin by an attention factor.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +32,8 @@ class RotaryEmbedding:
     """
 
     def __init__(self, backend: Backend, config: Config):
-        self.backend, self.config = backend, config
+        self.backend = backend
+        self.config = copy.deepcopy(config)  # what a model is made of does not change with its settings
         self.table_dtype = np.float64 if backend.dtype == np.float64 else np.float32
         self.fixed = None if config.rope_parameters["rope_type"] in _LENGTH_MATTERS else self._frequencies(0)
 

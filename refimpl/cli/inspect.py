@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from refimpl.backends.base import Backend
     from refimpl.checkpoints import SafetensorsFile
     from refimpl.config_base import PreTrainedConfig
-    from refimpl.layers import Parameter
+    from refimpl.parameter import Parameter
 
 _HALF_TYPES = ("float16", "bfloat16")
 

@@ -58,6 +58,10 @@ def pipeline(
     hub_options, _ = split_hub_options(loading)
     elsewhere = {name: value for name, value in hub_options.items() if name != "revision"}
 
+    if model_kwargs and "device" in model_kwargs:
+        raise InputError(
+            "given to the pipeline itself, not to the model", where="model_kwargs", found="device"
+        )
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer, **elsewhere)
     if isinstance(model, str | os.PathLike):
@@ -74,6 +78,8 @@ def pipeline(
         )
     elif place is not None and place != model.device and device != -1:
         model = model.to(place)
+    if tokenizer is not None and not callable(tokenizer):
+        raise InputError("not a tokenizer", where="tokenizer", found=quote(type(tokenizer).__name__))
     if tokenizer is None:
         raise InputError(
             "a model that is given as an object needs its tokenizer beside it",

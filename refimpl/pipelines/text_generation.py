@@ -36,7 +36,7 @@ class TextGenerationOptions:
     num_return_sequences: int = 1
     #: A text ends where one of these is complete; it is part of the text.
     stop_sequence: str | list[str] = field(default_factory=list)
-    #: Stands before each prompt, and not in the result.
+    #: Stands before each prompt, and not in the text of the result (its ids do).
     prefix: str = ""
     add_special_tokens: bool | None = None
     truncation: bool | str | None = None
@@ -46,6 +46,16 @@ class TextGenerationOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("return_full_text", "return_tensors", "skip_special_tokens"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, bool | np.bool_):
+                raise InputError("not a truth value", where=name, found=quote(value), allowed="True or False")
+        if "padding" in self.tokenizer_encode_kwargs:
+            raise InputError(
+                "texts of a batch are padded here, and padding is never part of a prompt",
+                where="tokenizer_encode_kwargs",
+                found="padding",
+            )
         if self.return_tensors and self.return_full_text is not None:
             raise InputError("ids are no text: give one of return_tensors and return_full_text")
         whole_number("num_return_sequences", self.num_return_sequences)
@@ -105,10 +115,17 @@ class TextGenerationPipeline(Pipeline):
     def accept(self, options: dict[str, Any]) -> Accepted:
         given = {name: value for name, value in options.items() if value is not None}
         own = TextGenerationOptions(**{name: value for name, value in given.items() if name in _OWN})
+        base = given.get("generation_config", GenerationConfig())
+        if not isinstance(base, GenerationConfig):
+            raise InputError(
+                "not a generation config",
+                where="generation_config",
+                found=quote(type(base).__name__),
+                allowed="GenerationConfig",
+            )
         arguments = self._with_defaults({name: v for name, v in given.items() if name not in _OWN})
         settings = {name: value for name, value in arguments.items() if name not in _OBJECTS}
-        config = (arguments.get("generation_config") or GenerationConfig()).updated(**settings)
-        config = config.completed(self.model.generation_config)
+        config = base.updated(**settings).completed(self.model.generation_config)
         if own.num_return_sequences > 1 and config.is_greedy:
             raise InputError(
                 "there is one likeliest text",
@@ -142,7 +159,8 @@ class TextGenerationPipeline(Pipeline):
         ids, mask = self._padded(prompts, config)
         count, width = own.num_return_sequences, ids.shape[1]
         stop = StopAt(self.tokenizer, own.stop_strings, width)
-        criteria = [*arguments.get("stopping_criteria", ()), *([stop] if own.stop_strings else [])]
+        given = arguments.get("stopping_criteria", ())
+        criteria = [*([given] if callable(given) else given), *([stop] if own.stop_strings else [])]
         rows = self.model.generate(
             input_ids=ids.repeat(count, axis=0),
             attention_mask=mask.repeat(count, axis=0),
@@ -187,7 +205,7 @@ class TextGenerationPipeline(Pipeline):
             skip_special_tokens=own.skip_special_tokens,
             clean_up_tokenization_spaces=own.clean_up_tokenization_spaces,
         )
-        return {"generated_text": text if own.return_full_text is False else prompt + text}
+        return {"generated_text": prompt + text if own.return_full_text in (None, True) else text}
 
 
 _OWN = {setting.name for setting in fields(TextGenerationOptions)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from refimpl import AutoConfig, GPTNeoXConfig, GPTNeoXJapaneseConfig
@@ -292,3 +293,54 @@ def test_update_changes_all_or_nothing():
         with pytest.raises(ConfigError):
             config.update(wrong)
         assert config.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("architectures", 5), ("architectures", True), ("architectures", "GPTNeoXModel"), ("architectures", [[1]]),
+     ("architectures", {}), ("dtype", 5), ("torch_dtype", ["float16"]), ("eos_token_id", [None])],
+)  # fmt: skip
+def test_names_are_names(key, value):
+    with pytest.raises(ConfigError):
+        GPTNeoXConfig.from_dict({key: value})
+
+
+def test_a_dtype_of_numpy_is_named():
+    assert (
+        GPTNeoXConfig(dtype=np.float16).dtype
+        == GPTNeoXConfig(torch_dtype=np.dtype("float16")).dtype
+        == "float16"
+    )
+
+
+def test_lists_in_lists_have_an_end():
+    value: list = []
+    for _ in range(900):
+        value = [value]
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        GPTNeoXConfig.from_dict({"wild": value})
+    assert GPTNeoXConfig.from_dict({"wild": [[[[1]]]]}).wild == [[[[1]]]]
+
+
+def test_settings_are_put_in_their_form_when_they_are_assigned():
+    config = GPTNeoXConfig()
+    config.rope_parameters = {"rope_type": "linear", "factor": 2.0}
+    assert (config.rotary_pct, config.rotary_emb_base) == (0.25, 10000)
+    config.rope_parameters = None
+    assert config.rope_scaling is None
+    config.id2label = {"0": "A", "1": "B"}
+    assert config.label2id == {"A": 0, "B": 1}
+    with pytest.raises(ConfigError):
+        config.id2label = {"1": "A"}
+    with pytest.raises(ConfigError):
+        config.rope_parameters = 5
+    del config.rope_parameters["rope_theta"]
+    with pytest.raises(ConfigError, match="rotary_emb_base"):
+        config.validate()
+
+
+def test_minus_zero_is_a_deviation():
+    from refimpl import GPTNeoXModel
+    from tests.tiny import tiny_neox_config
+
+    GPTNeoXModel(tiny_neox_config(initializer_range=-0.0))

@@ -224,3 +224,15 @@ def test_a_failed_call_leaves_the_cache_as_it_was(backend):
     assert cache.get_seq_length() == 4
     model(tiny_ids(2, 3), past_key_values=cache, labels=[1, 0])
     assert cache.get_seq_length() == 7
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint64"])
+def test_narrow_positions_mean_what_wide_ones_do(backend, dtype):
+    """-100 does not fit in a byte; a position beyond the text is left out all the same."""
+    model = tiny_neox(GPTNeoXForQuestionAnswering, backend, "float64")
+    ids = tiny_ids(2, 7)
+    losses = [
+        float(model(ids, start_positions=np.array([1, 100], kind), end_positions=np.array([2, 3], kind)).loss)
+        for kind in ("int64", dtype)
+    ]
+    assert losses[0] == losses[1]

@@ -19,12 +19,19 @@ from refimpl import (
     GPTNeoXForQuestionAnswering,
     GPTNeoXForSequenceClassification,
     GPTNeoXForTokenClassification,
+    GPTNeoXJapaneseForCausalLM,
     GPTNeoXModel,
     to_numpy,
 )
 from refimpl.auto import class_by_architecture
-from refimpl.errors import CheckpointMismatchError, ConfigError, MissingFileError
-from tests.tiny import save_tiny, tiny_ids, tiny_neox, tiny_neox_config
+from refimpl.errors import (
+    CheckpointMismatchError,
+    CheckpointValueError,
+    ConfigError,
+    InputError,
+    MissingFileError,
+)
+from tests.tiny import save_tiny, tiny_config, tiny_ids, tiny_neox, tiny_neox_config
 
 HEADS = [GPTNeoXForQuestionAnswering, GPTNeoXForSequenceClassification, GPTNeoXForTokenClassification]
 
@@ -236,3 +243,80 @@ def test_pickled_weights_are_never_opened(tmp_path):
     with pytest.raises(MissingFileError, match=r"model\.safetensors; found .*pytorch_model\.bin"):
         GPTNeoXForCausalLM.from_pretrained(tmp_path)
     assert not opened
+
+
+def with_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_two_spellings_of_the_keys_do_not_mix(backend, tmp_path):
+    save_tiny(tmp_path, tiny_neox(backend=backend))
+    with_tensors(tmp_path, lambda t: t.update({"final_layer_norm.weight": np.zeros(24, np.float32)}))
+    for model in (GPTNeoXModel, GPTNeoXForCausalLM):
+        with pytest.raises(CheckpointMismatchError) as caught:
+            model.from_pretrained(tmp_path, backend=backend)
+        assert caught.value.unexpected == ["final_layer_norm.weight"]
+    with_tensors(tmp_path, lambda t: t.pop("gpt_neox.final_layer_norm.weight"))
+    with pytest.raises(CheckpointMismatchError):
+        GPTNeoXModel.from_pretrained(tmp_path, backend=backend)
+
+
+def test_two_names_with_two_heads_have_no_right_answer(backend, tmp_path):
+    model = tiny_neox(backend=backend)
+    save_tiny(tmp_path, model)
+    with_tensors(tmp_path, lambda t: t.update({"lm_head.weight": t["embed_out.weight"].copy()}))
+    np.testing.assert_array_equal(
+        first(GPTNeoXForCausalLM.from_pretrained(tmp_path, backend=backend)), first(model)
+    )
+    with_tensors(tmp_path, lambda t: t.update({"lm_head.weight": t["embed_out.weight"] * 3}))
+    with pytest.raises(CheckpointMismatchError, match="two names"):
+        GPTNeoXForCausalLM.from_pretrained(tmp_path, backend=backend)
+
+
+@pytest.mark.parametrize("name", ["embed_out.bias", "scoreboard.weight", "embed_outlier", "score.bias"])
+def test_only_the_weights_of_heads_are_heads(backend, tmp_path, name):
+    save_tiny(tmp_path, tiny_neox(backend=backend, tie_word_embeddings=True))
+    with_tensors(tmp_path, lambda t: t.update({name: np.zeros(3, np.float32)}))
+    for model in (GPTNeoXModel, GPTNeoXForCausalLM):
+        with pytest.raises(CheckpointMismatchError) as caught:
+            model.from_pretrained(tmp_path, backend=backend)
+        assert caught.value.unexpected == [name]
+
+
+@pytest.mark.parametrize("copy", [np.zeros((3, 3), np.float32), np.zeros((40, 24), np.int32)])
+def test_the_copy_of_a_tied_head_must_be_one(backend, tmp_path, copy):
+    save_tiny(tmp_path, tiny_neox(backend=backend, tie_word_embeddings=True))
+    with_tensors(tmp_path, lambda t: t.update({"embed_out.weight": copy}))
+    with pytest.raises(CheckpointMismatchError) as caught:
+        GPTNeoXForCausalLM.from_pretrained(tmp_path, backend=backend)
+    assert len(caught.value.mismatched) == 1
+
+
+def test_a_model_takes_the_config_of_its_family():
+    with pytest.raises(InputError, match="GPTNeoXJapaneseConfig"):
+        GPTNeoXForCausalLM(tiny_config())
+    with pytest.raises(InputError, match="GPTNeoXConfig"):
+        GPTNeoXJapaneseForCausalLM(tiny_neox_config())
+    for wrong in ("a path", 5):
+        with pytest.raises(InputError):
+            AutoModelForCausalLM.from_config(wrong)
+
+
+def test_numbers_that_are_none_are_refused_where_they_are_read(backend, tmp_path):
+    save_tiny(tmp_path, tiny_neox(backend=backend))
+    for name, value in (
+        ("gpt_neox.final_layer_norm.bias", np.nan),
+        ("gpt_neox.layers.1.mlp.dense_h_to_4h.bias", np.inf),
+    ):
+        save_tiny(tmp_path, tiny_neox(backend=backend))
+
+        def spoil(tensors, name=name, value=value):
+            tensors[name] = tensors[name].copy()
+            tensors[name][3] = value
+
+        with_tensors(tmp_path, spoil)
+        with pytest.raises(CheckpointValueError) as caught:
+            GPTNeoXForCausalLM.from_pretrained(tmp_path, backend=backend)
+        assert (caught.value.tensor, caught.value.count, caught.value.first_index) == (name, 1, [3])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refimpl import GPTNeoXModel, to_numpy
+from refimpl import GPTNeoXForCausalLM, GPTNeoXModel, to_numpy
 from refimpl.errors import BackendError, CheckpointValueError, ConfigError, InputError
 from refimpl.layers import Embedding
-from tests.tiny import tiny_ids, tiny_model, tiny_neox
+from tests.tiny import tiny_ids, tiny_model, tiny_neox, tiny_neox_config
 
 BOTH = pytest.mark.parametrize("make", [tiny_model, lambda backend, **c: tiny_neox(backend=backend, **c)])
 
@@ -189,3 +189,78 @@ def test_a_vocabulary_must_hold_its_special_tokens(backend):
 def test_heads_are_masked_not_pruned(backend):
     with pytest.raises(InputError, match="head_mask"):
         tiny_neox(backend=backend).prune_heads({0: [1]})
+
+
+def test_the_range_of_bfloat16_is_not_that_of_float16(backend):
+    model = tiny_neox(backend=backend)
+    weight = to_numpy(model.gpt_neox.embed_in.weight).copy()
+    weight[3, 5] = 1e6
+    model.set_input_embeddings(weight)
+    model.bfloat16()
+    with pytest.raises(CheckpointValueError) as caught:
+        model.half()
+    assert caught.value.tensor == "gpt_neox.embed_in.weight"
+    assert caught.value.first_index == [3, 5]
+    assert model.get_input_embeddings().weight.dtype.name == "bfloat16"
+
+
+def test_models_of_one_config_are_changed_one_by_one(backend):
+    config = tiny_neox_config()
+    first, second = (GPTNeoXForCausalLM(config, backend=backend) for _ in range(2))
+    first.resize_token_embeddings(50)
+    assert (config.vocab_size, second.config.vocab_size) == (40, 40)
+    with pytest.raises(InputError, match="vocabulary"):
+        second([[45]])
+    second.resize_token_embeddings(50)
+    second([[45]])
+
+
+def test_a_tied_head_follows_its_base_model(backend):
+    model = tiny_model(backend)
+    model.base_model.set_input_embeddings(2 * to_numpy(model.base_model.embed_in.weight))
+    assert model.embed_out.weight is model.base_model.embed_in.weight
+    model.base_model.resize_token_embeddings(50)
+    assert logits(model).shape[-1] == 50
+
+
+def test_an_untied_head_can_catch_up_with_its_base_model(backend):
+    model = tiny_neox(backend=backend)
+    model.base_model.resize_token_embeddings(50)
+    model.resize_token_embeddings(50)
+    assert logits(model).shape[-1] == 50
+
+
+def test_quantized_rows_are_neither_added_nor_cut(backend):
+    from refimpl import BitsAndBytesConfig
+
+    everything = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[])
+    model = GPTNeoXForCausalLM(tiny_neox_config(), backend=backend, quantization_config=everything)
+    with pytest.raises(InputError, match="quantized"):
+        model.resize_token_embeddings(50)
+    assert model.config.vocab_size == len(model.get_input_embeddings().weight) == 40
+
+
+def test_the_caller_s_array_stays_the_caller_s(backend):
+    model, new = tiny_neox(backend=backend), np.ones((40, 24), np.float32)
+    model.set_input_embeddings(new)
+    before = logits(model)
+    new[:] = 5
+    np.testing.assert_array_equal(logits(model), before)
+
+
+def test_arrays_in_bfloat16_are_arrays(backend):
+    model = tiny_neox(backend=backend).bfloat16()
+    before = logits(model)
+    model.set_input_embeddings(model.get_input_embeddings())
+    np.testing.assert_array_equal(logits(model), before)
+    embeds = model.get_input_embeddings().weight[tiny_ids()]
+    np.testing.assert_allclose(to_numpy(model(inputs_embeds=embeds).logits), before, atol=1e-5)
+
+
+def test_settings_of_the_rotation_hold_from_the_start(backend):
+    """They are taken when a model is made; moving it to another precision does not read them again."""
+    model = tiny_neox(backend=backend)
+    before = logits(model)
+    model.config.rotary_emb_base = 50
+    np.testing.assert_array_equal(logits(model), before)
+    np.testing.assert_array_equal(logits(model.float()), before)

@@ -427,3 +427,26 @@ def test_no_warning_for_an_ordinary_call(writer: Pipeline) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         writer([CAT, NIGHT], batch_size=2, **GREEDY)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"tokenizer_encode_kwargs": {"padding": "max_length", "max_length": 10}}, {"return_full_text": 5},
+     {"return_tensors": "np"}, {"generation_config": {"max_new_tokens": 3}}],
+)  # fmt: skip
+def test_options_that_would_mean_something_else(options):
+    with pytest.raises(InputError):
+        pipeline("text-generation")(CAT, max_new_tokens=2, **options)
+
+
+def test_one_criterion_need_not_be_a_list():
+    found = pipeline("text-generation")(
+        CAT, max_new_tokens=5, return_full_text=np.False_, stopping_criteria=lambda ids, logits: True
+    )
+    assert CAT not in found[0]["generated_text"]
+
+
+def test_wrong_objects_are_refused():
+    for arguments in ({"model_kwargs": {"device": "cpu"}}, {"tokenizer": 5}, {"config": 5}):
+        with pytest.raises(InputError):
+            pipeline("text-generation", **arguments)

@@ -140,3 +140,38 @@ def test_what_belongs_to_another_type_is_kept_and_a_stranger_is_announced():
     with pytest.warns(UserWarning, match="finetuned"):
         config = GPTNeoXConfig(rope_scaling={**LINEAR, "finetuned": True})
     assert config.rope_scaling == {**LINEAR, "finetuned": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "theta", "share"),
+    [
+        ({"rope_parameters": {"rope_theta": None, "partial_rotary_factor": None}}, 10000, 0.25),
+        ({"rope_theta": 500, "partial_rotary_factor": 0.5}, 500, 0.5),
+        ({"rope_theta": 500, "rope_parameters": {"rope_theta": 700}}, 700, 0.25),
+        ({"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 1.0}}, 10000, 1.0),
+        ({"rotary_emb_base": 900, "rope_theta": 500, "rope_parameters": {"rope_theta": 700}}, 900, 0.25),
+        ({"rotary_pct": 0.5, "rope_scaling": {**LINEAR, "partial_rotary_factor": 1.0}}, 10000, 0.5),
+    ],
+)
+def test_which_of_several_names_counts(settings, theta, share):
+    config = GPTNeoXConfig.from_dict(settings)
+    assert (config.rotary_emb_base, config.rotary_pct) == (theta, share)
+
+
+@pytest.mark.parametrize(
+    "rope", [{"factor": 2.0}, {"rope_type": None, "factor": 2.0}, {"type": None, "beta_fast": 3}]
+)
+def test_an_object_with_settings_must_name_its_type(rope):
+    for name in ("rope_scaling", "rope_parameters"):
+        with pytest.raises(ConfigError, match="name no type") as caught:
+            GPTNeoXConfig.from_dict({name: rope})
+        assert caught.value.key == "rope_type"
+
+
+def test_nothing_of_the_type_default_is_lost_either():
+    config = GPTNeoXConfig.from_dict({"original_max_position_embeddings": 1024})
+    assert config.to_dict()["rope_scaling"] == {
+        "rope_type": "default",
+        "original_max_position_embeddings": 1024,
+    }
+    assert GPTNeoXConfig.from_dict(config.to_dict()) == config != GPTNeoXConfig()

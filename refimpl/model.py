@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,9 +19,16 @@ from refimpl.errors import BackendError, CheckpointMismatchError, InputError, qu
 from refimpl.hub import resolve
 from refimpl.inputs import check_seed
 from refimpl.layers import Module, TiedLinear
+from refimpl.memory import refuse_too_large
 from refimpl.model_changes import ChangeableModel
 from refimpl.parameter import Parameter
-from refimpl.quantization import QUANTIZED_DTYPES, BitsAndBytesConfig, keep, quantization_of
+from refimpl.quantization import (
+    QUANTIZED_DTYPES,
+    BitsAndBytesConfig,
+    keep,
+    kept_bytes,
+    quantization_of,
+)
 from refimpl.quantized_files import QuantizedTensors
 
 Array = Any
@@ -82,7 +90,11 @@ class PreTrainedModel(ChangeableModel):
         chosen = get_backend(backend, dtype=dtype, device=device, threads=threads)
         self._prepare(self._own_config(config), chosen)
         quantization = quantization_of(weight_dtype, quantization_config)
-        self._draw(self.named_parameters(), _weight_dtype(dtype, weight_dtype), quantization, seed)
+        kept = _weight_dtype(dtype, weight_dtype)
+        parameters = list(self.named_parameters())
+        itemsize = (kept or self.backend.dtype).itemsize
+        refuse_too_large(sum(math.prod(p.shape) for p in parameters) * itemsize, type(self).__name__)
+        self._draw(parameters, kept, quantization, seed)
 
     def _draw(
         self,
@@ -145,6 +157,7 @@ class PreTrainedModel(ChangeableModel):
         device: str | None = None,
         device_map: str | None = None,
         mmap: bool = True,
+        max_memory: int | str | None = None,
         threads: int | None = None,
         config: PreTrainedConfig | None = None,
         **options: Any,
@@ -153,6 +166,8 @@ class PreTrainedModel(ChangeableModel):
 
         The arguments are those of the class, and:
         mmap: map the weights from the file (default), or read them into memory.
+        max_memory: bytes that the weights may take, or text such as "10GB"; by default 80 % of what is free.
+            Mapped weights that stay as they are in the file take none.
         config: settings to use instead of the file's.
         torch_dtype, device_map: other names of `dtype` and `device`; device_map "auto" lets the backend choose.
         options: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` say where files come
@@ -160,7 +175,9 @@ class PreTrainedModel(ChangeableModel):
             effect; every other keyword overrides a setting of the config.
 
         Raises: MissingFileError, ConfigError, CheckpointFormatError, CheckpointMismatchError (one error
-            that lists every missing, unexpected and mis-shaped tensor), BackendError.
+            that lists every missing, unexpected and mis-shaped tensor), CheckpointValueError for NaN, infinity or
+            a number that a dtype cannot hold (matrices that stay mapped are not looked through),
+            ResourceLimitError before anything is allocated, BackendError.
         """
         hub_options, overrides = split_hub_options(options)
         overrides = {name: value for name, value in overrides.items() if name not in _WITHOUT_EFFECT}
@@ -178,12 +195,13 @@ class PreTrainedModel(ChangeableModel):
         model.name_or_path = os.fspath(name_or_path)
         path = resolve(name_or_path, WEIGHTS_NAME, **hub_options)
         assert path is not None
-        model.load_weights(
-            SafetensorsFile(path, mmap=mmap),
-            weight_dtype=_weight_dtype(dtype, weight_dtype),
-            quantization=quantization,
-            where=path,
-        )
+        kept = _weight_dtype(dtype, weight_dtype)
+        tensors = SafetensorsFile(path, mmap=True)
+        needed = model._needed_bytes(tensors, kept, quantization) + (0 if mmap else tensors.nbytes)
+        refuse_too_large(needed, path, max_memory)
+        if not mmap:
+            tensors = SafetensorsFile(path, mmap=False)
+        model.load_weights(tensors, weight_dtype=kept, quantization=quantization, where=path)
         model.load_generation_config(name_or_path, **hub_options)
         return model
 
@@ -242,6 +260,24 @@ class PreTrainedModel(ChangeableModel):
         self._draw(new_head, weight_dtype, quantization, seed=0)
         self._report_new_head([parameter.key for parameter in new_head], file_keys)
         self._report_untied_head(tensors, file_keys)
+
+    def _needed_bytes(
+        self,
+        tensors: SafetensorsFile,
+        weight_dtype: np.dtype | None,
+        quantization: BitsAndBytesConfig | None,
+    ) -> int:
+        """What loading allocates beside the file: vectors, and matrices that do not stay as they are stored."""
+        file_keys, needed = self._match_keys(tensors), 0
+        for parameter in self.named_parameters():
+            name, size = file_keys.get(parameter.key), math.prod(parameter.shape)
+            if not parameter.is_matrix:
+                needed += size * self.backend.dtype.itemsize
+            elif (packed := kept_bytes(parameter.key, parameter.shape, quantization)) is not None:
+                needed += packed
+            elif name is not None and weight_dtype is not None and weight_dtype != tensors.dtype(name):
+                needed += size * weight_dtype.itemsize
+        return needed
 
     def _match_keys(self, names: Mapping[str, Any]) -> dict[str, str]:
         """{key in this model: key in the file}: a model without a head and one with a head can share a file."""

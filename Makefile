@@ -47,10 +47,10 @@ lint: .venv-test/ready
 	cd build/types && ../../.venv-test/bin/mypy --config-file ../../pyproject.toml -p refimpl
 
 conformance: .venv-conformance/ready
-	.venv-conformance/bin/python -m pytest tests/conformance
+	.venv-conformance/bin/python -m pytest -n auto tests/conformance
 
 check-long: .venv-conformance/ready
-	REFIMPL_STRINGS=1000000 REFIMPL_WORKS=200 .venv-conformance/bin/python -m pytest tests/conformance -k "many_random or works"
+	REFIMPL_STRINGS=1000000 REFIMPL_WORKS=200 REFIMPL_MODELS=800 .venv-conformance/bin/python -m pytest tests/conformance -k "many_random or works"
 
 # For example: make bench BENCH="--model gpt-neox-20b --json > record.json"
 bench: .venv-bench/ready

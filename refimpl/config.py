@@ -112,7 +112,13 @@ class _NeoXConfig(PreTrainedConfig):
         values = super().to_dict()
         del values["rope_parameters"]
         values |= {"rotary_pct": self.rotary_pct, "rotary_emb_base": self.rotary_emb_base}
-        return values if self.rope_scaling is None else {**values, "rope_scaling": self.rope_scaling}
+        if self.rope_scaling is not None:
+            values["rope_scaling"] = self.rope_scaling
+            original = self.rope_parameters.get("original_max_position_embeddings")
+            if self.rope_parameters["rope_type"] == "longrope" and original is not None:
+                # Version 4 of transformers looks for it beside the object only.
+                values["original_max_position_embeddings"] = original
+        return values
 
     def validate(self) -> None:
         super().validate()

@@ -175,3 +175,10 @@ def test_nothing_of_the_type_default_is_lost_either():
         "original_max_position_embeddings": 1024,
     }
     assert GPTNeoXConfig.from_dict(config.to_dict()) == config != GPTNeoXConfig()
+
+
+def test_longrope_is_written_where_version_4_looks_for_it():
+    config = GPTNeoXConfig(rope_scaling={**LONGROPE, "original_max_position_embeddings": 512})
+    written = config.to_dict()
+    assert written["original_max_position_embeddings"] == 512
+    assert GPTNeoXConfig.from_dict(written) == config

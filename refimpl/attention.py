@@ -90,9 +90,9 @@ def build_mask(
     xp = backend.xp
     mask = backend_array(backend, attention_mask, "attention_mask", "biuf")
     kv_seq = past + q_seq
+    if mask.dtype.kind == "f" and bool(xp.isnan(mask).any()):
+        raise InputError("NaN is neither visible nor hidden", where="attention_mask", allowed="numbers")
     if mask.ndim == 2 and mask.shape == (batch, kv_seq):
-        if mask.dtype.kind == "f" and bool(xp.isnan(mask).any()):
-            raise InputError("NaN is neither token nor padding", where="attention_mask", allowed="1 and 0")
         visible = mask != 0
         return AttentionMask(offset=past, key_visible=None if bool(visible.all()) else visible)
     fits = mask.ndim == 4 and mask.shape[2:] == (q_seq, kv_seq)

@@ -20,7 +20,7 @@ def keep_positions(hidden_states: Array, logits_to_keep: Any) -> Array:
 
     [batch, seq, hidden] -> [batch, kept, hidden]
     """
-    if isinstance(logits_to_keep, int | np.integer):
+    if isinstance(logits_to_keep, int | np.integer) and not isinstance(logits_to_keep, bool):
         if logits_to_keep < 0:
             raise InputError("must not be negative", where="logits_to_keep", found=str(logits_to_keep))
         return hidden_states[:, -int(logits_to_keep) :] if logits_to_keep else hidden_states

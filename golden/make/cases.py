@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 from maker import Maker
 from mistakes import wrong_logits
-from tiny_models import PAD
+from tiny_models import PAD, load
 
 
 def padded(ids: np.ndarray, amounts: list[int], side: str) -> tuple[np.ndarray, np.ndarray]:
@@ -172,3 +172,18 @@ def layers(make: Maker) -> None:
     make.write(
         "layers", title, inputs, results, ("",), operation="layers", level="layer", features=("layers",)
     )
+
+
+def stored_head(make: Maker) -> None:
+    inputs = {"input_ids": make.ids(1, 5)}
+    library = oracle.float64_twin(load(make.family, make.golden / make.folder))
+    wrong = {"stored-head": oracle.run(library, inputs)["logits"]}
+    title = "The config ties the head to the embedding, the file holds another: the embedding is used"
+    make.write("forward", title, inputs, make.both(inputs), features=("warning-at-load",), wrong=wrong)
+
+
+def width(make: Maker) -> None:
+    inputs = {"input_ids": make.ids(1, 4)}
+    width = make.model.base_model.layers[0].mlp.dense_h_to_4h.weight.shape[0]
+    title = f"The MLP is {width} wide: a fraction is cut off, not rounded"
+    make.write("mlp-width", title, inputs, make.both(inputs))

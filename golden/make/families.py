@@ -23,7 +23,7 @@ class Family:
     """One family: its names in the library and in files.
 
     `name` is the model type, the prefix of all weights and the folder of its goldens; `head` is the key of the
-    output head in the library, which files call `embed_out.weight`.
+    output head in the library, which files call `embed_out.weight`; `rotary_pct` is the default of the class.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Family:
     model_class: type[Any]
     modeling: ModuleType
     head: str
+    rotary_pct: float
     how: str
 
     @property
@@ -67,6 +68,7 @@ NEOX = Family(
     model_class=GPTNeoXForCausalLM,
     modeling=modeling_gpt_neox,
     head="lm_head.weight",
+    rotary_pct=0.25,
     how=_HOW
     + "on a double model, with rotary tables, the softmax of attention and the loss in float64 (the library "
     "keeps those three in float32)",
@@ -77,6 +79,7 @@ JAPANESE = Family(
     model_class=GPTNeoXJapaneseForCausalLM,
     modeling=modeling_gpt_neox_japanese,
     head="embed_out.weight",
+    rotary_pct=1.0,
     how=_HOW
     + "on a double model, with rotary tables and loss in float64 (the library keeps those two in float32)",
 )

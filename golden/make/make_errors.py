@@ -31,6 +31,20 @@ STRICT_FACTOR = {
     "how": "the documentation asks for a factor of more than 1 (version 4 raises an error); version 5 only warns",
 }
 
+STRICT_ROPE = {
+    "kind": "analytic",
+    "how": "outside the values that docs/spec/rotary.md allows, where frequencies lose their meaning; version 5 of the "
+    "library only warns, or says nothing",
+}
+STRICT_IDS = {
+    "kind": "analytic",
+    "how": "no text can hold an id outside the vocabulary, so the config belongs to another one; the library goes on",
+}
+STRICT_SHAPE = {
+    "kind": "analytic",
+    "how": "a mask of another form has no clear meaning; the library takes it for something",
+}
+
 TINY: dict[str, Any] = {"vocab_size": 16, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
 TINY |= {"eos_token_id": 15, "rotary_pct": 1.0}
 OWN: dict[str, dict[str, Any]] = {
@@ -66,6 +80,12 @@ def _cut_norm(tensors: Tensors, family: Family) -> None:
 
 def _drop_norm(tensors: Tensors, family: Family) -> None:
     del tensors[_norm(family)]
+
+
+def _transpose(tensors: Tensors, family: Family) -> None:
+    """Rows and columns of a matrix that is not square the other way round, as some programs keep them."""
+    key = f"{family.name}.layers.0.mlp.dense_h_to_4h.weight"
+    tensors[key] = np.ascontiguousarray(tensors[key].T)
 
 
 def _add_bias(tensors: Tensors, family: Family) -> None:
@@ -112,6 +132,13 @@ BROKEN = {
         "config",
         _rope("dynamic", factor=2.0, partial_rotary_factor=0.5),
     ),
+    "transposed-matrix": Broken(
+        "A matrix stored as [in, out] instead of [out, in]", "checkpoint", tensors=_transpose
+    ),
+    "bos-outside": Broken("bos_token_id is vocab_size", "config", {"bos_token_id": 16}, source=STRICT_IDS),
+    "eos-outside": Broken(
+        "One of several eos_token_id is vocab_size", "config", {"eos_token_id": [15, 16]}, source=STRICT_IDS
+    ),
 }
 BROKEN_JAPANESE = {
     "odd-rotary-width": Broken(
@@ -120,7 +147,42 @@ BROKEN_JAPANESE = {
         _rope("default", partial_rotary_factor=0.75),
     )
 }
+_YARN = {"factor": 2.0, "original_max_position_embeddings": 16}
+_BANDS = {"factor": 2.0, "original_max_position_embeddings": 16, "low_freq_factor": 4.0}
 BROKEN_NEOX = {
+    "rope-factor-too-large": Broken(
+        "A factor of more than a million", "config", _rope("linear", factor=2e6), source=STRICT_ROPE
+    ),
+    "rope-no-type": Broken(
+        "Settings of a scaled type, and no type",
+        "config",
+        {"rope_parameters": {"factor": 2.0, "partial_rotary_factor": 1.0}},
+        source=STRICT_ROPE,
+    ),
+    "llama3-bands-equal": Broken(
+        "low_freq_factor equal to high_freq_factor",
+        "config",
+        _rope("llama3", **_BANDS, high_freq_factor=4.0),
+        source=STRICT_ROPE,
+    ),
+    "yarn-betas-swapped": Broken(
+        "beta_fast below beta_slow",
+        "config",
+        _rope("yarn", **_YARN, beta_fast=1, beta_slow=2),
+        source=STRICT_ROPE,
+    ),
+    "attention-factor-negative": Broken(
+        "A negative attention_factor",
+        "config",
+        _rope("yarn", **_YARN, attention_factor=-1.0),
+        source=STRICT_ROPE,
+    ),
+    "original-length-one": Broken(
+        "original_max_position_embeddings below 2",
+        "config",
+        _rope("yarn", factor=2.0, original_max_position_embeddings=1),
+        source=STRICT_ROPE,
+    ),
     "bias-despite-config": Broken(
         "attention_bias is false, but the file has the biases",
         "checkpoint",
@@ -145,6 +207,7 @@ def _calls(golden: Path, family: Family) -> None:
     vocab = model.config.vocab_size
     ids = np.array([[5, 6, 7]])
     embeds = np.zeros((1, 3, model.config.hidden_size), dtype=np.float32)
+    narrow = embeds[..., 1:].copy()
     calls: dict[str, tuple[str, Tensors, dict[str, Any] | None]] = {
         "id-too-large": ("An id of vocab_size or more", {"input_ids": np.array([[5, vocab, 7]])}, None),
         "id-negative": ("A negative id", {"input_ids": np.array([[5, -1, 7]])}, None),
@@ -160,6 +223,56 @@ def _calls(golden: Path, family: Family) -> None:
             "An attention mask shorter than the sequence",
             {"input_ids": ids, "attention_mask": np.ones((1, 2), dtype=np.int64)},
             STRICT_MASK,
+        ),
+        "mask-of-three-dimensions": (
+            "An attention mask [batch, query, key]",
+            {"input_ids": ids, "attention_mask": np.ones((1, 3, 3), dtype=np.int64)},
+            None,
+        ),
+        "mask-4d-of-wrong-length": (
+            "A mask of four dimensions for two keys of three",
+            {"input_ids": ids, "attention_mask": np.zeros((1, 1, 3, 2), dtype=np.float32)},
+            None,
+        ),
+        "mask-4d-whole-numbers": (
+            "A mask of four dimensions in whole numbers: neither truth values nor something to add",
+            {"input_ids": ids, "attention_mask": np.ones((1, 1, 3, 3), dtype=np.int64)},
+            STRICT_SHAPE,
+        ),
+        "positions-of-wrong-length": (
+            "Position ids for two tokens of three",
+            {"input_ids": ids, "position_ids": np.array([[0, 1]])},
+            None,
+        ),
+        "embeds-of-wrong-width": (
+            "inputs_embeds of another width than hidden_size",
+            {"inputs_embeds": narrow},
+            None,
+        ),
+        "kept-place-beyond": (
+            "logits_to_keep names a place that does not exist",
+            {"input_ids": ids, "logits_to_keep": np.array([0, 3])},
+            None,
+        ),
+        "labels-of-wrong-shape": (
+            "Fewer labels than tokens",
+            {"input_ids": ids, "labels": ids[:, :2].copy()},
+            None,
+        ),
+        "labels-not-whole": (
+            "Labels that are not whole numbers",
+            {"input_ids": ids, "labels": ids.astype(np.float32)},
+            None,
+        ),
+        "label-too-large": (
+            "A label of vocab_size",
+            {"input_ids": ids, "labels": np.array([[5, 6, vocab]])},
+            None,
+        ),
+        "labels-and-kept-logits": (
+            "Labels for three tokens, logits of two",
+            {"input_ids": ids, "labels": ids, "logits_to_keep": np.array([1, 2])},
+            None,
         ),
     }
     for name, (title, inputs, source) in calls.items():

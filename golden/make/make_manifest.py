@@ -18,16 +18,21 @@ GOLDEN = Path(__file__).resolve().parents[1]
 HEAD: dict[str, Any] = {
     "$schema": "./manifest.schema.json",
     "format_version": 1,
-    "suite": {"name": "refimpl golden vectors", "version": "1.0.0", "licence": "Apache-2.0"},
+    "suite": {"name": "refimpl golden vectors", "version": "1.1.0", "licence": "Apache-2.0"},
     "generator": {
         "command": "python golden/make/make_all.py",
         "requirements": "golden/make/requirements.txt",
     },
     "meanings": {
-        "paths": "relative to the folder of this file",
+        "paths": "relative to the folder of this file; those that begin with ../ belong to the repository around it",
+        "features": "what a program needs beside the plain forward pass to run the case; README.md explains each",
+        "required": "false: a program is right without it; the case is about something that version 5 of transformers "
+        "no longer has, or that no published file uses",
         "inputs.tensors": "argument of the operation -> name of the tensor in inputs.file",
         "inputs.arguments": "further arguments, by the names of transformers",
-        "expected.outputs": "output -> dtype -> name of the tensor in expected.file; compare with float64",
+        "expected.outputs": "output -> dtype -> name of the tensor in expected.file; compare with float64, or with "
+        "int64 where the outputs are ids",
+        "expected.order": "of the operation layers: the outputs in the order in which they are computed",
         "expected.real_tokens": "name of a bool tensor [batch, seq]: compare only where it is true",
         "tolerance.scale": {
             "largest": "|difference| <= tolerance[dtype] * largest (the largest |value| at real tokens)",
@@ -44,7 +49,7 @@ HEAD: dict[str, Any] = {
         "expect.error": {
             "input": "an argument of the call is wrong",
             "config": "no model can be built from this config",
-            "checkpoint": "the weights do not fit the config",
+            "checkpoint": "the weights do not fit the config, or the model that it names",
             "tokenizer_file": "a vocabulary file is not what its format says",
             "text": "the text is not valid Unicode",
         },

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import call_cases
 import cases
 import generation_cases
 import oracle
@@ -37,9 +38,11 @@ GROUPS: dict[str, Callable[[Maker], None]] = {
     function.__name__: function
     for function in (
         cases.forward, cases.outputs, cases.loss, cases.padding, cases.positions, cases.embeds, cases.cache,
-        cases.mask4d, cases.keep, cases.long, cases.layers,
+        cases.mask4d, cases.keep, cases.long, cases.layers, cases.stored_head, cases.width,
+        call_cases.arguments, call_cases.masks,
         generation_cases.beyond, generation_cases.greedy, generation_cases.hole,
-        rope_cases.short, rope_cases.growing, rope_cases.positions_beyond,
+        generation_cases.unmasked, generation_cases.by_config, generation_cases.tie,
+        rope_cases.short, rope_cases.growing, rope_cases.positions_beyond, rope_cases.spelt,
     )
 }  # fmt: skip
 
@@ -54,7 +57,7 @@ def make_models(golden: Path = GOLDEN, only: list[str] | None = None, embedded: 
             folder = family.model_folder(name)
             model = build(family, name, tiny, shared, golden / folder)
             shutil.rmtree(golden / family.vector_folder(name), ignore_errors=True)
-            make = Maker(name, model, folder, golden, tiny.features, tiny.lengths)
+            make = Maker(name, model, folder, golden, tiny.features, tiny.lengths, tiny.source)
             for group in tiny.groups:
                 GROUPS[group](make)
         if not only or f"{family.name}/errors" in only:

@@ -22,7 +22,10 @@ LARGEST_RECORDED = 16_000  # bytes
 
 @dataclass
 class Maker:
-    """Writes the cases of one model; `lengths` are sizes of inputs that differ from the usual ones."""
+    """Writes the cases of one model; `lengths` are sizes of inputs that differ from the usual ones.
+
+    source: where the numbers come from, if not simply from the library.
+    """
 
     name: str
     model: Any
@@ -30,6 +33,7 @@ class Maker:
     golden: Path
     features: tuple[str, ...] = ()
     lengths: dict[str, int] = field(default_factory=dict)
+    source: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.family = family_of(self.model)
@@ -71,6 +75,8 @@ class Maker:
         exact, single = ({n: a for n, a in r.items() if n.startswith(wanted)} for r in results)
         file = self.family.vector_file(self.name, case)
         tensors, expected, tolerance = numeric_outputs(file, exact, single, real)
+        if operation == "layers":
+            expected["order"] = list(exact)
         if real is not None:
             tensors["real"] = real
             expected["real_tokens"] = "real"
@@ -142,7 +148,7 @@ class Maker:
             "spec": self.family.spec,
             "model": self.folder,
             "inputs": {"file": file, "tensors": {name: name for name in inputs}, "arguments": arguments},
-            "source": self.family.source,
+            "source": self.source or self.family.source,
             **more,
         }
         write_case_file(self.golden / file, {**inputs, **tensors}, [entry])

@@ -221,6 +221,10 @@ MISTAKES = {
     "padding-visible": "the attention mask ignored: padding is seen",
     "positions-from-mask": "position ids counted along the mask in a forward call",
     "tables-for-each-row": "the rotary tables of a row chosen by its own largest position",
-    "keys-rotated-anew": "keys in the cache rotated again when the frequencies change",
+    "prefix-recomputed": "no cache: each piece computed together with all of the text before it",
+    "keys-rotated-anew": "keys cached unrotated, and all rotated with the frequencies of the newest call",
     "frequencies-stay-long": "the frequencies of a long text kept for a short one after it",
+    "positions-restart": "position ids counted from 0 again in each call with a cache",
+    "rope-misread": "rotary settings taken from the wrong one of several spellings, or from none",
+    "stored-head": "the output head of the file used although the config ties it to the embedding",
 }

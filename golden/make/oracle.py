@@ -15,6 +15,7 @@ import rope_types
 import torch
 from families import NEOX, family_of
 from torch.nn import functional
+from transformers import DynamicCache, GenerationConfig
 from transformers.utils import logging
 
 Model = Any
@@ -61,6 +62,8 @@ class ExactRotary(torch.nn.Module):
     @property
     def limit(self) -> int:
         """The length beyond which scaling is meant for."""
+        if self.rope["rope_type"] == "dynamic":
+            return self.context
         return self.rope.get("original_max_position_embeddings", self.context)
 
 
@@ -125,6 +128,17 @@ def arguments(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, torch.Te
     }
 
 
+def with_cache(given: dict[str, Any]) -> dict[str, Any]:
+    """`given` with the arrays `past_key_values.N.key` and `.value` as one cache of the library."""
+    arrays = {name: array for name, array in given.items() if name.startswith("past_key_values.")}
+    if not arrays:
+        return given
+    layers = range(len(arrays) // 2)
+    pairs = [tuple(arrays[f"past_key_values.{i}.{part}"] for part in ("key", "value")) for i in layers]
+    others = {name: array for name, array in given.items() if name not in arrays}
+    return others | {"past_key_values": DynamicCache(pairs)}
+
+
 @torch.no_grad()
 def run(
     model: Model, inputs: dict[str, np.ndarray], keep: Any = 0, *, new: bool = True
@@ -135,7 +149,7 @@ def run(
     """
     if new:
         as_new(model)
-    given = arguments(model, inputs)
+    given = with_cache(arguments(model, inputs))
     labels = given.pop("labels", None)
     keep = torch.from_numpy(keep) if isinstance(keep, np.ndarray) else keep
     out = model(
@@ -164,11 +178,19 @@ def library_loss(model: Model, inputs: dict[str, np.ndarray]) -> float:
 
 
 @torch.no_grad()
-def run_in_pieces(model: Model, inputs: dict[str, np.ndarray], lengths: list[int]) -> np.ndarray:
-    """The logits of a sequence that is fed `lengths` tokens at a time through the cache."""
+def run_in_pieces(
+    model: Model, inputs: dict[str, np.ndarray], lengths: list[int], *, follow: bool = False
+) -> np.ndarray:
+    """The logits of a sequence that is fed `lengths` tokens at a time through the cache.
+
+    follow: a wrong cache of a float64 twin, whose keys follow the frequencies of the newest call; there must be
+    no `position_ids`.
+    """
     given = arguments(as_new(model), inputs)
     past, start, pieces = None, 0, []
     for length in lengths:
+        if follow and past is not None:
+            _turn_keys(model, past, start, start + length)
         part = {
             name: given[name][:, start : start + length]
             for name in ("input_ids", "position_ids")
@@ -182,9 +204,25 @@ def run_in_pieces(model: Model, inputs: dict[str, np.ndarray], lengths: list[int
     return torch.cat(pieces, dim=1).numpy()
 
 
+def _turn_keys(model: Model, past: Any, before: int, now: int) -> None:
+    """Turn the cached keys on, from the frequencies of a text of length `before` to those of length `now`.
+
+    To rotate by one angle and then by the difference to another is to rotate by the other.
+    """
+    rotary = model.base_model.rotary_emb
+    half = rotary.width // 2
+    change = rotary.frequencies(now)[0] - rotary.frequencies(before)[0]
+    for layer in past.layers:
+        angles = torch.arange(layer.keys.shape[2]).double()[:, None] * change
+        cos, sin = angles.cos(), angles.sin()
+        first, second = layer.keys[..., :half].clone(), layer.keys[..., half : 2 * half].clone()
+        layer.keys[..., :half] = first * cos - second * sin
+        layer.keys[..., half : 2 * half] = second * cos + first * sin
+
+
 @torch.no_grad()
 def trace(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What every part of the model gave, by the path of its weights (without the model's own name).
+    """What every part of the model gave, by the path of its weights (without the model's own name), in this order.
 
     Beside the outputs of modules: `attention.rotary_query` and `rotary_key` (the rotated part of each head),
     and `attention.context` (the heads' outputs joined, before `dense`).
@@ -198,11 +236,14 @@ def trace(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             if path.endswith("attention.dense"):
                 name = path.removesuffix("dense") + "context"
                 hooks.append(module.register_forward_pre_hook(_remember_input(seen, name)))
-    library, rotated = modeling.apply_rotary_pos_emb, []
+    library = modeling.apply_rotary_pos_emb
 
     def remember_rotated(query: torch.Tensor, key: torch.Tensor, *tables: torch.Tensor) -> Any:
-        rotated.append(library(query, key, *tables))
-        return rotated[-1]
+        rotated = library(query, key, *tables)
+        layer = sum(name.endswith("rotary_key") for name in seen)
+        for name, states in zip(("rotary_query", "rotary_key"), rotated, strict=True):
+            seen[f"layers.{layer}.attention.{name}"] = states[..., :width].contiguous()
+        return rotated
 
     modeling.apply_rotary_pos_emb = remember_rotated
     try:
@@ -211,9 +252,6 @@ def trace(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         modeling.apply_rotary_pos_emb = library
         for hook in hooks:
             hook.remove()
-    for i, (query, key) in enumerate(rotated):
-        seen[f"layers.{i}.attention.rotary_query"] = query[..., :width].contiguous()
-        seen[f"layers.{i}.attention.rotary_key"] = key[..., :width].contiguous()
     return {name: tensor.numpy() for name, tensor in seen.items()}
 
 
@@ -233,7 +271,12 @@ def _remember_input(seen: dict[str, torch.Tensor], path: str) -> Any:
 
 @torch.no_grad()
 def greedy(
-    model: Model, inputs: dict[str, np.ndarray], *, new_tokens: int, eos: int | list[int] | None, pad: int
+    model: Model,
+    inputs: dict[str, np.ndarray],
+    *,
+    new_tokens: int,
+    eos: int | list[int] | None,
+    pad: int | None,
 ) -> tuple[np.ndarray, float]:
     """The ids of greedy generation, and the smallest lead of a winner, relative to the largest logit.
 
@@ -241,6 +284,20 @@ def greedy(
     """
     generation = as_new(model).generation_config
     generation.eos_token_id, generation.pad_token_id, generation.bos_token_id = eos, pad, None
+    return _greedy(model, inputs, new_tokens)
+
+
+def greedy_by_config(
+    model: Model, inputs: dict[str, np.ndarray], new_tokens: int
+) -> tuple[np.ndarray, float]:
+    """The same with the special tokens of the model's config."""
+    as_new(model).generation_config = GenerationConfig.from_model_config(model.config)
+    return _greedy(model, inputs, new_tokens)
+
+
+@torch.no_grad()
+def _greedy(model: Model, inputs: dict[str, np.ndarray], new_tokens: int) -> tuple[np.ndarray, float]:
+    eos = model.generation_config.eos_token_id
     out = model.generate(
         **arguments(model, inputs),
         max_new_tokens=new_tokens,

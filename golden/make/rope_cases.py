@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import oracle
+import spelt_models
 from maker import Maker
 from mistakes import WITH_FREQUENCIES, wrong_logits
 
@@ -49,14 +50,31 @@ def growing(make: Maker) -> None:
         )
         arguments = {"feed_lengths": [lengths]}
         more: dict[str, Any] = {"operation": "cached_model", "features": ("cache",), "arguments": arguments}
-        make.write(
-            case, title, inputs, results, wrong={"keys-rotated-anew": _anew(make, inputs, lengths)}, **more
-        )
+        wrong = {
+            "prefix-recomputed": _recomputed(make, inputs, lengths),
+            "keys-rotated-anew": oracle.run_in_pieces(make.exact, inputs, lengths, follow=True),
+        }
+        make.write(case, title, inputs, results, wrong=wrong, **more)
     _short_after(make, f"{make.family.name}/{make.name}/{case}", inputs, lengths)
 
 
-def _anew(make: Maker, inputs: dict[str, np.ndarray], lengths: list[int]) -> np.ndarray:
-    """The logits of a cache whose keys follow the frequencies of the newest call."""
+def spelt(make: Maker) -> None:
+    """A text under the settings that the config means, and under those that a reader could take it for."""
+    how = spelt_models.SPELT[make.name.removeprefix("tiny-spelling-")]
+    inputs = {"input_ids": make.ids(1, 15)}
+    misread = copy.deepcopy(make.exact)
+    rotary = misread.base_model.rotary_emb
+    plain = {"rope_type": "default", "rope_theta": 10000, "partial_rotary_factor": make.family.rotary_pct}
+    rotary.rope = plain | how.misread
+    rotary.context = how.misread_context or rotary.context
+    for layer in misread.base_model.layers:
+        layer.attention.rotary_ndims = rotary.width
+    wrong = {"rope-misread": oracle.run(misread, inputs)["logits"]}
+    make.write("forward", how.title, inputs, make.both(inputs), wrong=wrong)
+
+
+def _recomputed(make: Maker, inputs: dict[str, np.ndarray], lengths: list[int]) -> np.ndarray:
+    """The logits without a cache: each piece is computed together with all of the text before it."""
     ids, ends = inputs["input_ids"], np.cumsum(lengths)
     pieces = [
         oracle.run(make.exact, {"input_ids": ids[:, :end]})["logits"][:, end - length :]

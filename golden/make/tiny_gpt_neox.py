@@ -8,7 +8,8 @@ import numpy as np
 import oracle
 from families import NEOX
 from rope_models import respelt_models, scaled_models
-from tiny_models import ALL_GROUPS, BOS, PAD, Tensors, Tiny
+from spelt_models import spelt_models
+from tiny_models import ALL_GROUPS, BOS, PAD, STORED_HEAD, Tensors, Tiny, another_head
 
 #: Heads of 8 dimensions, of which 4 are rotated.
 SHARED: dict[str, Any] = {
@@ -133,6 +134,28 @@ MODELS = {
             "eos_token_id",
         ),
     ),
+    "tiny-tied-other-head": neox(
+        {"tie_word_embeddings": True, "num_hidden_layers": 1},
+        ("stored_head",),
+        ("tied-head",),
+        extra_tensors=another_head,
+        analytic=STORED_HEAD,
+    ),
+    "tiny-no-padding-token": neox(
+        {"pad_token_id": None, "eos_token_id": [21, 7], "num_hidden_layers": 1},
+        ("by_config",),
+        ("no-padding-token",),
+    ),
+    "tiny-equal-logits": neox(
+        {"num_hidden_layers": 1},
+        ("tie",),
+        spreads={
+            "final_layer_norm.weight": (0.0, 0.05),
+            "final_layer_norm.bias": (1.0, 0.05),
+            "lm_head": (-0.5, 0.2),
+        },
+        zero_rows=(17, 9, 13),
+    ),
     "small": neox(
         {
             "vocab_size": 199,
@@ -177,4 +200,5 @@ MODELS = {
             "llama3": "type",
         },
     ),
+    **spelt_models({"intermediate_size": 8}, SPREADS),
 }

@@ -8,7 +8,8 @@ import numpy as np
 import oracle
 from families import JAPANESE
 from rope_models import scaled_models
-from tiny_models import ALL_GROUPS, BOS, PAD, Spreads, Tensors, Tiny
+from spelt_models import spelt_models
+from tiny_models import ALL_GROUPS, BOS, PAD, STORED_HEAD, Spreads, Tensors, Tiny, another_head
 
 SHARED: dict[str, Any] = {
     "vocab_size": 43,
@@ -66,6 +67,13 @@ MODELS = {
     ),
     "tiny-multiple-1": Tiny({"intermediate_multiple_size": 1}, ("forward",), ("mlp-width",)),
     "tiny-multiple-2": Tiny({"intermediate_multiple_size": 2}, ("forward",), ("mlp-width",)),
+    "tiny-multiple-fraction": Tiny(
+        {"intermediate_multiple_size": 1, "num_hidden_layers": 1},
+        ("width",),
+        ("mlp-width",),
+        unchecked={"intermediate_multiple_size": 1.3},
+        analytic="the config of 5.23.0 takes whole numbers alone, its model multiplies and cuts off any number",
+    ),
     "tiny-one-layer": Tiny({"num_hidden_layers": 1}, ("outputs", "cache", "layers"), ("one-layer",)),
     "tiny-untied": Tiny({"tie_word_embeddings": False}, ("forward", "loss", "greedy"), ("untied-head",)),
     "tiny-norm-eps": Tiny({"layer_norm_eps": 0.01}, ("forward",), ("layer-norm-eps",)),
@@ -84,6 +92,9 @@ MODELS = {
         ("old-buffers", "v4-config", "partial-rotary"),
         v4_spelling=True,
         extra_tensors=old_buffers,
+    ),
+    "tiny-tied-other-head": Tiny(
+        {"num_hidden_layers": 1}, ("stored_head",), extra_tensors=another_head, analytic=STORED_HEAD
     ),
     "tiny-class-defaults": Tiny(
         {"intermediate_multiple_size": 4, "max_position_embeddings": 2048},
@@ -130,4 +141,5 @@ MODELS = {
             "llama3": "rope_parameters",
         },
     ),
+    **spelt_models({"intermediate_multiple_size": 1}, {}, ("two-objects", "names-beside-object")),
 }

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 QUOTE_LIMIT = 80
+_NAME_LIMIT = 160  # of a name in a list, which may have more to it
 
 
 def quote(value: object) -> str:
@@ -91,13 +92,21 @@ class CheckpointMismatchError(RefimplError, ValueError):
 
     def __str__(self) -> str:
         lists = [("missing", self.missing), ("unexpected", self.unexpected), ("wrong shape", self.mismatched)]
-        shown = [f"{label} ({len(names)}): {_shorten(names)}" for label, names in lists if names]
+        filled = [(label, names) for label, names in lists if names]
+        shown = [f"{label} ({len(names)}): {shorten(names, 700 // len(filled))}" for label, names in filled]
         return "; ".join([super().__str__(), *shown])
 
 
-def _shorten(names: list[str], limit: int = 10) -> str:
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f", … and {rest} more" if rest > 0 else "")
+def shorten(names: list[str], characters: int = 700) -> str:
+    """The first names, at most ten and about so many characters, and how many more there are."""
+    shown: list[str] = []
+    for name in names[:10]:
+        name = name if len(name) <= _NAME_LIMIT else name[: _NAME_LIMIT - 1] + "…"
+        if shown and len(", ".join([*shown, name])) > characters:
+            break
+        shown.append(name)
+    rest = len(names) - len(shown)
+    return ", ".join(shown) + (f", … and {rest} more" if rest else "")
 
 
 class CheckpointValueError(RefimplError, ValueError):

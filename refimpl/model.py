@@ -12,13 +12,13 @@ import numpy as np
 
 from refimpl.backends import dtype_name, get_backend, to_dtype
 from refimpl.backends.base import Backend
-from refimpl.backends.quantized import QuantizedMatrix
-from refimpl.checkpoints import WEIGHTS_NAME, SafetensorsFile
+from refimpl.checkpoints.locate import find_weights, open_weights
+from refimpl.checkpoints.weight_file import WeightFile
 from refimpl.config_base import PreTrainedConfig, split_hub_options
-from refimpl.errors import BackendError, CheckpointMismatchError, InputError, quote
-from refimpl.hub import resolve
+from refimpl.errors import BackendError, InputError, quote
 from refimpl.inputs import check_seed
-from refimpl.layers import Module, TiedLinear
+from refimpl.layers import Module
+from refimpl.matching import Matching
 from refimpl.memory import refuse_too_large
 from refimpl.model_changes import ChangeableModel
 from refimpl.parameter import Parameter
@@ -32,17 +32,6 @@ from refimpl.quantization import (
 from refimpl.quantized_files import QuantizedTensors
 
 Array = Any
-
-# Buffers that old versions stored beside the weights. They hold nothing that the config does not say.
-_OLD_BUFFERS = (".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq")
-
-# The weights of all heads. A head is a part of the model beside the base model.
-_HEAD_KEYS = (
-    "embed_out.weight",
-    "score.weight",
-    *("classifier.weight", "classifier.bias"),
-    *("qa_outputs.weight", "qa_outputs.bias"),
-)
 
 # Arguments that programs written for transformers pass; whatever they say, the same happens here: weights are
 # mapped, attention is computed as it is defined, and no code of a repository is ever run.
@@ -162,7 +151,10 @@ class PreTrainedModel(ChangeableModel):
         config: PreTrainedConfig | None = None,
         **options: Any,
     ) -> Self:
-        """The model of a folder or a Hub repository: `config.json` and `model.safetensors`.
+        """The model of a folder or a Hub repository: `config.json` and the weights.
+
+        Weights are `model.safetensors`, else the parts that `model.safetensors.index.json` names, else
+        `pytorch_model.bin` or its parts, which is read without ever running anything in it.
 
         The arguments are those of the class, and:
         mmap: map the weights from the file (default), or read them into memory.
@@ -193,14 +185,13 @@ class PreTrainedModel(ChangeableModel):
         quantization = quantization_of(weight_dtype, quantization_config)
         model = cls.skeleton(loaded, get_backend(backend, dtype=dtype, device=device, threads=threads))
         model.name_or_path = os.fspath(name_or_path)
-        path = resolve(name_or_path, WEIGHTS_NAME, **hub_options)
-        assert path is not None
+        path = find_weights(name_or_path, **hub_options)
         kept = _weight_dtype(dtype, weight_dtype)
-        tensors = SafetensorsFile(path, mmap=True)
+        tensors = open_weights(path, mmap=True)
         needed = model._needed_bytes(tensors, kept, quantization) + (0 if mmap else tensors.nbytes)
         refuse_too_large(needed, path, max_memory)
         if not mmap:
-            tensors = SafetensorsFile(path, mmap=False)
+            tensors = open_weights(path, mmap=False)
         model.load_weights(tensors, weight_dtype=kept, quantization=quantization, where=path)
         model.load_generation_config(name_or_path, **hub_options)
         return model
@@ -222,53 +213,23 @@ class PreTrainedModel(ChangeableModel):
         Raises: CheckpointMismatchError; the model then has no weights.
         """
         tensors = QuantizedTensors(tensors, where)
-        file_keys = self._match_keys(tensors)
-        self._refuse_two_heads(tensors, where)
-        parameters = list(self.named_parameters())
-        head = [p for p in parameters if p.key in _HEAD_KEYS]
-        # A file that says it holds this very model, and lacks its head, is broken.
-        claimed = type(self).__name__ in (self.config.architectures or ())
-        new_head = [] if claimed or any(p.key in file_keys for p in head) else head
-        parameters = [p for p in parameters if p not in new_head]
-        wanted = {parameter.key for parameter in parameters}
-        missing = [parameter.key for parameter in parameters if parameter.key not in file_keys]
-        unexpected = [
-            name for key, name in file_keys.items() if key not in wanted and not self._is_ignored(key)
-        ]
-        mismatched = [
-            f"{p.key}: file {list(tensors[file_keys[p.key]].shape)}, config {list(p.shape)}"
-            for p in parameters
-            if p.key in file_keys and tensors[file_keys[p.key]].shape != p.shape
-        ]
-        mismatched += self._wrong_copy_of_tied_head(tensors, file_keys)
-        integers = [
-            f"{p.key}: {tensors[file_keys[p.key]].dtype}, not a float type"
-            for p in parameters
-            if p.key in file_keys and _holds_integers(tensors[file_keys[p.key]])
-        ]
-        if missing or unexpected or mismatched or integers:
-            raise CheckpointMismatchError(
-                "the weights are not those of this config",
-                where=where,
-                missing=missing,
-                unexpected=unexpected,
-                mismatched=mismatched + integers,
-            )
-        for parameter in _with_progress(parameters, tensors):
-            stored = tensors[file_keys[parameter.key]]
+        match = Matching(self, tensors)
+        match.refuse(where)
+        for parameter in _with_progress(match.parameters, tensors):
+            stored = tensors[match.file_keys[parameter.key]]
             parameter.assign(keep(parameter.key, stored, quantization), weight_dtype)
-        self._draw(new_head, weight_dtype, quantization, seed=0)
-        self._report_new_head([parameter.key for parameter in new_head], file_keys)
-        self._report_untied_head(tensors, file_keys)
+        self._draw(match.new_head, weight_dtype, quantization, seed=0)
+        for remark in match.remarks():
+            warnings.warn(remark, stacklevel=3)
 
     def _needed_bytes(
         self,
-        tensors: SafetensorsFile,
+        tensors: WeightFile,
         weight_dtype: np.dtype | None,
         quantization: BitsAndBytesConfig | None,
     ) -> int:
         """What loading allocates beside the file: vectors, and matrices that do not stay as they are stored."""
-        file_keys, needed = self._match_keys(tensors), 0
+        file_keys, needed = Matching(self, QuantizedTensors(tensors)).file_keys, 0
         for parameter in self.named_parameters():
             name, size = file_keys.get(parameter.key), math.prod(parameter.shape)
             if not parameter.is_matrix:
@@ -279,79 +240,17 @@ class PreTrainedModel(ChangeableModel):
                 needed += size * weight_dtype.itemsize
         return needed
 
-    def _match_keys(self, names: Mapping[str, Any]) -> dict[str, str]:
-        """{key in this model: key in the file}: a model without a head and one with a head can share a file."""
-        prefix = f"{self.base_model_prefix}."
-        # Two names for the same matrix.
-        known = {("embed_out.weight" if name == "lm_head.weight" else name): name for name in names}
-        in_file = any(key.startswith(prefix) for key in known)
-        in_model = any(parameter.key.startswith(prefix) for parameter in self.named_parameters())
-        if in_file and not in_model:
-            base = {key.removeprefix(prefix): name for key, name in known.items() if key.startswith(prefix)}
-            # What has no prefix beside others that have one belongs to no model; as an absolute key it fits none.
-            strays = {
-                f"/{k}": n for k, n in known.items() if not k.startswith(prefix) and k not in _HEAD_KEYS
-            }
-            return base | strays
-        if in_model and not in_file:
-            return {key if key in _HEAD_KEYS else prefix + key: name for key, name in known.items()}
-        return known
+    def save_pretrained(self, folder: str | os.PathLike[str], *, max_shard_size: int | str = "5GB") -> None:
+        """Write config, generation settings and weights into `folder`, as transformers reads them.
 
-    def _is_ignored(self, key: str) -> bool:
-        """Old buffers, the copy of a tied head, and the heads of other models."""
-        head = getattr(self, key.partition(".")[0], None)
-        other_head = key in _HEAD_KEYS and (head is None or isinstance(head, TiedLinear))
-        return key.endswith(_OLD_BUFFERS) or other_head
-
-    def _refuse_two_heads(self, tensors: Mapping[str, np.ndarray], where: object) -> None:
-        """`embed_out` and `lm_head` are one matrix; a file with two different ones has no right answer."""
-        both = [tensors[name] for name in ("embed_out.weight", "lm_head.weight") if name in tensors]
-        if len(both) == 2 and not np.array_equal(both[0], both[1]):
-            raise CheckpointMismatchError(
-                "embed_out.weight and lm_head.weight are two names for the output head, and differ",
-                where=where,
-            )
-
-    def _wrong_copy_of_tied_head(
-        self, tensors: Mapping[str, np.ndarray], file_keys: dict[str, str]
-    ) -> list[str]:
-        head, name = getattr(self, "embed_out", None), file_keys.get("embed_out.weight")
-        if name is None or not isinstance(head, TiedLinear):
-            return []
-        shape = (self.config.vocab_size, self.config.hidden_size)  # type: ignore[attr-defined]
-        stored = tensors[name]
-        if stored.shape == shape and not _holds_integers(stored):
-            return []
-        return [f"{name}: file {list(stored.shape)} {stored.dtype}, config {list(shape)}"]
-
-    def _report_new_head(self, keys: list[str], file_keys: dict[str, str]) -> None:
-        if keys:
-            unused = [name for key, name in file_keys.items() if key in _HEAD_KEYS]
-            warnings.warn(
-                f"the file has no head of {type(self).__name__}: {', '.join(keys)} got random values, "
-                "and have to be trained before they are of use"
-                + (f" ({', '.join(unused)} of the file is not used)" if unused else ""),
-                stacklevel=4,
-            )
-
-    def _report_untied_head(self, tensors: Mapping[str, np.ndarray], file_keys: dict[str, str]) -> None:
-        """Warn of a stored head that is not the embedding it is tied to.
-
-        256 rows are compared: training that unties them changes every row, and a whole comparison would read
-        two large matrices from a file that is only mapped.
+        max_shard_size: files of at most so many bytes (or text such as "500MB"); a single tensor is never cut.
+        After a failure at any point the folder holds the old model or the new one, never a mix (see
+        `refimpl.checkpoints.saving`).
+        Raises: SaveError.
         """
-        head, name = getattr(self, "embed_out", None), file_keys.get("embed_out.weight")
-        if name is None or not isinstance(head, TiedLinear):
-            return
-        rows = np.unique(np.linspace(0, len(tensors[name]) - 1, 256).astype(int))
-        kept = self.backend.to_numpy(head.weight[rows])
-        if not np.array_equal(kept, tensors[name][rows].astype(kept.dtype)):
-            warnings.warn(
-                "the file holds an embed_out.weight that differs from the input embedding; because "
-                "tie_word_embeddings is true the input embedding is used "
-                "(pass tie_word_embeddings=False to use the stored head)",
-                stacklevel=4,
-            )
+        from refimpl.checkpoints.saving import save_model
+
+        save_model(self, folder, max_shard_size)
 
     # --- what it is ----------------------------------------------------------------------------
 
@@ -392,10 +291,6 @@ def refuse_other_quantization(config: PreTrainedConfig) -> None:
     stored = config.unused_keys.get("quantization_config")
     if stored is not None:
         BitsAndBytesConfig.from_dict(stored)
-
-
-def _holds_integers(array: np.ndarray | QuantizedMatrix) -> bool:
-    return not isinstance(array, QuantizedMatrix) and array.dtype.kind in "iub"
 
 
 def _weight_dtype(dtype: Any, weight_dtype: Any) -> np.dtype | None:

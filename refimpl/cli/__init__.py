@@ -23,6 +23,8 @@ COMMANDS = {
     "tokenize": ("tokenize", "show the tokens of a text, or the text of ids"),
     "mask": ("mask", "show which token may look at which"),
     "inspect": ("inspect", "show what a model is made of, without loading it"),
+    "download": ("download", "fetch a model from the Hub, and only what is needed of it"),
+    "convert": ("convert", "write a model as safetensors, in another precision if asked"),
     "train-vocab": ("train_vocab", "make a vocabulary from texts"),
     "bench": ("bench", "measure speed, beside other implementations"),
 }

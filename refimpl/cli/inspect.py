@@ -15,7 +15,7 @@ from refimpl.errors import MissingFileError, TokenizerFileError
 
 if TYPE_CHECKING:
     from refimpl.backends.base import Backend
-    from refimpl.checkpoints import SafetensorsFile
+    from refimpl.checkpoints.weight_file import WeightFile
     from refimpl.config_base import PreTrainedConfig
     from refimpl.parameter import Parameter
 
@@ -33,6 +33,7 @@ def parser(prog: str) -> common.Parser:
     made.add_argument("-m", "--model", dest="model_option", help=argparse.SUPPRESS)
     common.add_hub_options(made)
     common.add_dtype_options(made)
+    made.add_argument("--values", action="store_true", help="read every number, and count NaN and infinity")
     made.add_argument("--json", action="store_true", help="write one JSON object")
     return made
 
@@ -50,14 +51,12 @@ def run(args: argparse.Namespace) -> int:
 def describe(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Everything that is shown, as JSON values."""
     from refimpl.auto import AutoConfig
-    from refimpl.checkpoints import WEIGHTS_NAME, SafetensorsFile
-    from refimpl.hub import resolve
+    from refimpl.checkpoints.locate import find_weights, open_weights
 
     hub = common.hub_options(args)
     config = AutoConfig.from_pretrained(name, **hub)
-    path = resolve(name, WEIGHTS_NAME, **hub)
-    assert path is not None
-    tensors = SafetensorsFile(path)
+    path = find_weights(name, **hub)
+    tensors = open_weights(path)
     settings = {key: value for key, value in config.to_dict().items() if key not in config.unused_keys}
     return {
         "model": name,
@@ -66,6 +65,8 @@ def describe(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "tied": config.tie_word_embeddings,
         "context": config.max_position_embeddings,  # type: ignore[attr-defined]
         **_describe_weights(config, tensors, path, args),
+        "remarks": _remarks(config, tensors, path),
+        "values": _scan(tensors) if args.values else None,
         **_special_tokens(name, args),
         "generation": _generation_settings(name, hub),
         "tensors": [
@@ -81,7 +82,7 @@ def describe(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _describe_weights(
-    config: PreTrainedConfig, tensors: SafetensorsFile, path: Path, args: argparse.Namespace
+    config: PreTrainedConfig, tensors: WeightFile, path: Path, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Parameters, and the bytes they take once they are loaded with these options."""
     from refimpl.auto import class_by_architecture
@@ -95,7 +96,8 @@ def _describe_weights(
         in_file[str(tensors.dtype(key))] += _bytes(tensors, key)
     asked = args.weight_dtype or (dtype if dtype in _HALF_TYPES else None)
     kept = asked or max(in_file, key=in_file.__getitem__, default=str(backend.dtype))
-    weights = _weight_bytes(list(model.named_parameters()), kept, in_file, backend)
+    parameters = list(model.named_parameters())
+    weights = _weight_bytes(parameters, kept, in_file, backend)
     if "quantization_config" in config.unused_keys:
         kept, weights = "as stored, quantized", tensors.nbytes
     per_token = 2 * config.num_hidden_layers * config.hidden_size * backend.dtype.itemsize  # type: ignore[attr-defined]
@@ -108,6 +110,10 @@ def _describe_weights(
             "bytes": tensors.nbytes,
             "dtypes": dict(in_file),
         },
+        "files": [{"name": part.name, "bytes": part.stat().st_size} for part in tensors.paths],
+        "bytes_by_weight_dtype": {
+            form: _weight_bytes(parameters, form, in_file, backend) for form in common.WEIGHT_DTYPES
+        },
         "memory": {
             "compute_dtype": str(backend.dtype),
             "weight_dtype": kept,
@@ -116,6 +122,45 @@ def _describe_weights(
             "cache_full_context": per_token * config.max_position_embeddings,  # type: ignore[attr-defined]
         },
     }
+
+
+def _remarks(config: PreTrainedConfig, tensors: WeightFile, path: Path) -> list[str]:
+    """What is missing or surprising about the weights, for the model that the config names."""
+    from refimpl.auto import class_by_architecture
+    from refimpl.backends import get_backend
+    from refimpl.matching import Matching
+    from refimpl.quantized_files import QuantizedTensors
+
+    skeleton = class_by_architecture(config, path).skeleton(config, get_backend("auto"))
+    match = Matching(skeleton, QuantizedTensors(tensors, path))
+    found = [f"missing: {name}" for name in match.missing]
+    found += [f"not a weight of this model: {name}" for name in match.unexpected]
+    found += [f"wrong shape or type: {text}" for text in match.mismatched]
+    if match.old_buffers:
+        found.append(f"{len(match.old_buffers)} buffers of old versions, which say nothing")
+    if match.tied_copy is not None:
+        found.append("the tied head is stored beside the embedding")
+    dtypes = sorted(
+        {str(tensors.dtype(match.file_keys[p.key])) for p in match.parameters if p.key in tensors}
+    )
+    if len(dtypes) > 1:
+        found.append(f"weights of several types: {', '.join(dtypes)}")
+    return found + ([] if match.missing or match.mismatched else match.remarks())
+
+
+def _scan(tensors: WeightFile) -> list[dict[str, Any]]:
+    """Every tensor that holds NaN or infinity; all numbers are read."""
+    import numpy as np
+    from huggingface_hub.utils import tqdm
+
+    found = []
+    for name in tqdm(list(tensors), desc="Reading", unit="tensor", disable=None, leave=False):
+        array = tensors[name]
+        if array.dtype.kind in "fV":
+            nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+            if nan or infinite:
+                found.append({"name": name, "nan": nan, "infinite": infinite})
+    return found
 
 
 def _weight_bytes(parameters: list[Parameter], kept: str, in_file: Counter[str], backend: Backend) -> int:
@@ -134,7 +179,7 @@ def _weight_bytes(parameters: list[Parameter], kept: str, in_file: Counter[str],
     return total
 
 
-def _bytes(tensors: SafetensorsFile, key: str) -> int:
+def _bytes(tensors: WeightFile, key: str) -> int:
     return math.prod(tensors.shape(key)) * tensors.dtype(key).itemsize
 
 
@@ -180,7 +225,13 @@ def as_text(report: dict[str, Any]) -> str:
         ["", f"{size(memory['cache_full_context'])} cache when the context is full"],
         ["", f"{size(memory['cache_per_token'])} of it for each token"],
     ]
+    others = report["bytes_by_weight_dtype"]
+    summary.append(
+        ["", "weights in " + ", ".join(f"{form} {size(bytes_)}" for form, bytes_ in others.items())]
+    )
     parts = {
+        "remarks": "".join(f"  {remark}\n" for remark in report["remarks"]),
+        "numbers that are none": _bad_values(report["values"]),
         "config": _pairs(report["config"]),
         "config keys without a meaning here": _pairs(report["unused_config_keys"]),
         "special tokens": f"  none: {report['tokenizer_error']}\n"
@@ -196,6 +247,13 @@ def as_text(report: dict[str, Any]) -> str:
     }
     text = "".join(f"\n{title}\n{body}" for title, body in parts.items() if body)
     return terminal.visible(terminal.table(summary) + text)
+
+
+def _bad_values(values: list[dict[str, Any]] | None) -> str:
+    if values is None:
+        return ""
+    lines = [f"  {bad['name']}: {bad['nan']} NaN, {bad['infinite']} infinite\n" for bad in values]
+    return "".join(lines) or "  none: every number is finite\n"
 
 
 def _head(report: dict[str, Any]) -> str:

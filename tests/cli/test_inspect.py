@@ -161,3 +161,68 @@ def test_a_model_with_a_task_head(inside, tmp_path):
     assert found["class"] == name
     assert found["parameters"] == model.num_parameters()
     assert f"head        that of {name}\n" in as_text(found)
+
+
+def change_tensors(folder, change):
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_what_is_missing_or_surprising(inside, tmp_path):
+    folder = save_tiny(tmp_path / "odd", tiny_neox(tie_word_embeddings=True))
+    assert report(inside, folder)["remarks"] == []
+
+    def change(tensors):
+        del tensors["gpt_neox.layers.0.attention.dense.bias"]
+        tensors["gpt_neox.layers.1.mlp.dense_h_to_4h.bias"] = np.zeros(3, np.float32)
+        tensors["gpt_neox.layers.0.attention.masked_bias"] = np.array(-1e9, np.float32)
+        tensors["stranger"] = np.zeros(1, np.float32)
+        tensors["embed_out.weight"] = tensors["gpt_neox.embed_in.weight"].copy()
+        tensors["gpt_neox.final_layer_norm.bias"] = tensors["gpt_neox.final_layer_norm.bias"].astype(
+            np.float16
+        )
+
+    change_tensors(folder, change)
+    remarks = report(inside, folder)["remarks"]
+    assert remarks == [
+        "missing: gpt_neox.layers.0.attention.dense.bias",
+        "not a weight of this model: stranger",
+        "wrong shape or type: gpt_neox.layers.1.mlp.dense_h_to_4h.bias: file [3], config [37]",
+        "1 buffers of old versions, which say nothing",
+        "the tied head is stored beside the embedding",
+        "weights of several types: float16, float32",
+    ]
+    text = inside("inspect", folder).stdout.decode()
+    assert all(f"  {remark}\n" in text for remark in remarks)
+
+
+def test_numbers_that_are_none(inside, tmp_path):
+    folder = save_tiny(tmp_path / "holes", tiny_neox())
+    assert report(inside, folder)["values"] is None
+    assert report(inside, folder, "--values")["values"] == []
+
+    def spoil(tensors):
+        weight = tensors["gpt_neox.layers.2.mlp.dense_h_to_4h.weight"].copy()
+        weight[0, :3], weight[1, 1] = np.nan, -np.inf
+        tensors["gpt_neox.layers.2.mlp.dense_h_to_4h.weight"] = weight
+
+    change_tensors(folder, spoil)
+    found = report(inside, folder, "--values")
+    assert found["values"] == [
+        {"name": "gpt_neox.layers.2.mlp.dense_h_to_4h.weight", "nan": 3, "infinite": 1}
+    ]
+    assert "dense_h_to_4h.weight: 3 NaN, 1 infinite\n" in as_text(found)
+
+
+def test_the_bytes_of_every_form(inside, tmp_path):
+    folder = save_tiny(tmp_path / "forms", tiny_neox())
+    found = report(inside, folder)
+    for form, size in found["bytes_by_weight_dtype"].items():
+        loaded = AutoModelForCausalLM.from_pretrained(folder, weight_dtype=form)
+        assert size == sum(array.nbytes for array in loaded.state_dict().values()), form
+    assert found["files"] == [
+        {"name": "model.safetensors", "bytes": (folder / "model.safetensors").stat().st_size}
+    ]

@@ -195,23 +195,25 @@ def test_damaged_weight_files(folder):
         return struct.pack("<Q", len(text)) + text + good[8 + struct.unpack("<Q", good[:8])[0] :]
 
     damaged = [
-        b"\xff" * 100,
-        good + b"tail",
-        with_header(dtype="F8"),
-        with_header(dtype="F8_E4M3", shape=[end - begin]),
-        with_header(shape=[25]),
-        with_header(shape=[-24]),
-        with_header(shape="24"),
-        with_header(data_offsets=[begin + 4, end]),
-        with_header(data_offsets=[end, begin]),
-        struct.pack("<Q", 5) + b"\xff\xfe{}x",
-        struct.pack("<Q", 2) + b"[]",
-        struct.pack("<Q", 40_000) + b"[" * 40_000,
+        (b"\xff" * 100, "begins with the length of its header"),
+        (good + b"tail", "bytes after the last tensor"),
+        (with_header(dtype="F8"), "a dtype that weights do not have"),
+        (with_header(dtype="F8_E4M3", shape=[end - begin]), "a dtype that weights do not have"),
+        (with_header(shape=[25]), "takes 100 bytes"),
+        (with_header(shape=[-24]), "a shape that no weight has"),
+        (with_header(shape="24"), "a shape that no weight has"),
+        (with_header(data_offsets=[begin + 4, end]), "takes 96 bytes"),
+        (with_header(data_offsets=[end, begin]), "wrong data_offsets"),
+        (struct.pack("<Q", 5) + b"\xff\xfe{}x", "begin with {"),
+        (struct.pack("<Q", 2) + b"[]", "begin with {"),
+        (struct.pack("<Q", 40_000) + b"[" * 40_000, "begin with {"),
     ]
-    for content in damaged:
+    for content, said in damaged:
         path.write_bytes(content)
-        with pytest.raises(CheckpointFormatError):
+        with pytest.raises(CheckpointFormatError, match=said) as caught:
             load(folder)
+        if said.startswith(("a ", "takes", "wrong")):
+            assert caught.value.tensor == name
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(IncompleteCheckpointError, match="pointer"):
         load(folder)

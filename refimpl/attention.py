@@ -90,8 +90,12 @@ def build_mask(
     xp = backend.xp
     mask = backend_array(backend, attention_mask, "attention_mask", "biuf")
     kv_seq = past + q_seq
-    if mask.dtype.kind == "f" and bool(xp.isnan(mask).any()):
-        raise InputError("NaN is neither visible nor hidden", where="attention_mask", allowed="numbers")
+    if mask.dtype.kind == "f" and bool((xp.isnan(mask) | xp.isposinf(mask)).any()):
+        raise InputError(
+            "NaN or infinity says neither visible nor hidden",
+            where="attention_mask",
+            allowed="numbers, and -inf for hidden in a mask that is added to the scores",
+        )
     if mask.ndim == 2 and mask.shape == (batch, kv_seq):
         visible = mask != 0
         return AttentionMask(offset=past, key_visible=None if bool(visible.all()) else visible)

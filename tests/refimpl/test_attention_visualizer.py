@@ -271,8 +271,8 @@ def test_the_name_of_a_folder_is_made_printable(tmp_path):
         ({"text": "猫は", "attention_mask": np.ones((1, 2, 2, 2))}, "attention_mask: wrong shape"),
         ({"text": "猫は", "attention_mask": np.ones((1, 1, 2, 2), int)}, "attention_mask: whole numbers"),
         ({"text": "猫", "attention_mask": [["a"]]}, "attention_mask"),
-        ({"text": "猫", "attention_mask": [[[[np.nan]]]]}, "attention_mask: NaN is neither visible"),
-        ({"text": "猫", "attention_mask": [[[[np.inf]]]]}, "attention_mask: NaN is neither visible"),
+        ({"text": "猫", "attention_mask": [[[[np.nan]]]]}, "attention_mask: NaN or infinity says neither"),
+        ({"text": "猫", "attention_mask": [[[[np.inf]]]]}, "attention_mask: NaN or infinity says neither"),
     ],
 )
 def test_wrong_arguments(visualizer, arguments, where):

@@ -209,6 +209,7 @@ def test_weights_and_arguments_stay_as_they_are(model):
         ({"input_ids": [[3, 4]], "logits_to_keep": -1}, "logits_to_keep"),
         ({"input_ids": [[3, 4]], "logits_to_keep": True}, "logits_to_keep"),
         ({"input_ids": [[3, 4]], "attention_mask": np.full((1, 1, 2, 2), np.nan)}, "attention_mask"),
+        ({"input_ids": [[3, 4]], "attention_mask": np.full((1, 1, 2, 2), np.inf)}, "attention_mask"),
         ({"input_ids": [[3, 4]], "logits_to_keep": [5]}, "logits_to_keep"),
         ({"input_ids": [[3, 4]], "logits_to_keep": [0.5]}, "logits_to_keep"),
     ],

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from refimpl.backends.base import Backend
 
 #: name -> (module, class, compute dtypes); "auto" takes the last one that can run here.
-_BACKENDS = {"numpy": ("refimpl.backends.numpy", "NumPyBackend", ("float32", "float64"))}
+_BACKENDS = {
+    "numpy": ("refimpl.backends.numpy", "NumPyBackend", ("float32", "float64")),
+    "numba": ("refimpl.backends.numba", "NumbaBackend", ("float32", "float64")),
+}
 
 #: 16-bit types that are kept as weights and computed with in float32 where a backend lacks them.
 _HALF_TYPES = ("float16", "bfloat16")

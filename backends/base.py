@@ -33,11 +33,13 @@ class Backend:
         xp: the array namespace; `backend.xp.zeros(...)` is an array of this backend.
         dtype: the compute dtype, that of activations, norms, the cache and the logits.
         device: "cpu", or "cuda:N".
+        copies_weights: whether `weight` copies a matrix that is already in the wanted dtype.
     """
 
     name: str
     xp: Any
     device: str = "cpu"
+    copies_weights: bool = False
 
     def __init__(self, dtype: np.dtype):
         self.dtype = dtype
@@ -55,7 +57,8 @@ class Backend:
         """A large matrix [out, in] in the form in which `linear` and `embedding` read it.
 
         `weight_dtype` None keeps the matrix as it is, without a copy where that is possible.  A quantized
-        matrix stays quantized, whatever `weight_dtype` says.
+        matrix stays quantized, whatever `weight_dtype` says.  A backend that looks at every number raises
+        CheckpointValueError for NaN or infinity.
         """
         if isinstance(array, QuantizedMatrix):
             return array.map_arrays(self.asarray)

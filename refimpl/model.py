@@ -188,7 +188,8 @@ class PreTrainedModel(ChangeableModel):
         path = find_weights(name_or_path, **hub_options)
         kept = _weight_dtype(dtype, weight_dtype)
         tensors = open_weights(path, mmap=True)
-        needed = model._needed_bytes(tensors, kept, quantization) + (0 if mmap else tensors.nbytes)
+        needed = model._needed_bytes(tensors, kept, quantization, path)
+        needed += 0 if mmap else tensors.stored_bytes
         refuse_too_large(needed, path, max_memory)
         if not mmap:
             tensors = open_weights(path, mmap=False)
@@ -227,17 +228,32 @@ class PreTrainedModel(ChangeableModel):
         tensors: WeightFile,
         weight_dtype: np.dtype | None,
         quantization: BitsAndBytesConfig | None,
+        where: object,
     ) -> int:
-        """What loading allocates beside the file: vectors, and matrices that do not stay as they are stored."""
-        file_keys, needed = Matching(self, QuantizedTensors(tensors)).file_keys, 0
+        """What loading allocates beside the file: vectors, new heads, and matrices that do not stay as they are stored.
+
+        Those that the file holds quantized do; so do all others, but in another dtype and where their numbers lie
+        at places from which a processor cannot read them (then they are copied).
+
+        Raises: CheckpointMismatchError.
+        """
+        shown, needed = QuantizedTensors(tensors, where), 0
+        match, quantized = Matching(self, shown), set(shown.quantized)
+        match.refuse(where)
         for parameter in self.named_parameters():
-            name, size = file_keys.get(parameter.key), math.prod(parameter.shape)
+            name, size = match.file_keys.get(parameter.key), math.prod(parameter.shape)
             if not parameter.is_matrix:
                 needed += size * self.backend.dtype.itemsize
+            elif name in quantized:
+                continue
             elif (packed := kept_bytes(parameter.key, parameter.shape, quantization)) is not None:
                 needed += packed
-            elif name is not None and weight_dtype is not None and weight_dtype != tensors.dtype(name):
+            elif name is None:
+                needed += size * (weight_dtype or self.backend.dtype).itemsize
+            elif weight_dtype is not None and weight_dtype != tensors.dtype(name):
                 needed += size * weight_dtype.itemsize
+            elif not tensors.is_view(name):
+                needed += size * tensors.dtype(name).itemsize
         return needed
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, max_shard_size: int | str = "5GB") -> None:

@@ -38,14 +38,19 @@ class Parameter:
         self, array: np.ndarray | QuantizedMatrix, weight_dtype: np.dtype | None, backend: Backend
     ) -> Array:
         """`array` in the form in which `backend` keeps this weight.  Raises: CheckpointValueError, as `assign`."""
-        if isinstance(array, QuantizedMatrix):
-            return backend.weight(array)
         if self.is_matrix:
-            return backend.weight(self._cast(array, weight_dtype or array.dtype), weight_dtype)
+            quantized = isinstance(array, QuantizedMatrix)
+            kept = array if quantized else self._cast(array, weight_dtype or array.dtype)
+            try:
+                return backend.weight(kept, weight_dtype)
+            except CheckpointValueError as error:  # the backend does not know whose numbers these are
+                error.where = self.key
+                error.tensor = self.key  # type: ignore[attr-defined]
+                raise
         # Copied, so that a small vector does not keep a whole file in memory.
         return backend.asarray(np.array(self._cast(array, backend.dtype)))
 
-    def _cast(self, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    def _cast(self, array: Any, dtype: Any) -> np.ndarray:
         """`array` in `dtype`; the same array where that is its dtype (a mapped file is then not read)."""
         if array.dtype == dtype and self.is_matrix:
             return array

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 #: A test that takes `backend` runs once for each; one that needs a GPU is marked so.
-BACKENDS = ["numpy"]
+BACKENDS = ["numpy", "numba"]
 
 
 @pytest.fixture(params=BACKENDS)

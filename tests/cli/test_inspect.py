@@ -23,7 +23,7 @@ def report(inside, *arguments) -> dict:
 
 def test_figures_are_those_of_the_loaded_model(inside, model):
     found = report(inside, model)
-    loaded = AutoModelForCausalLM.from_pretrained(model)
+    loaded = AutoModelForCausalLM.from_pretrained(model, backend="numpy")
     weights = loaded.state_dict()
     assert found["parameters"] == loaded.num_parameters()
     assert found["memory"]["weights"] == sum(array.nbytes for array in weights.values())
@@ -53,7 +53,7 @@ def test_figures_are_those_of_the_loaded_model(inside, model):
 def test_memory_for_other_dtypes(inside, model, options):
     given = [word for name, dtype in options.items() for word in (f"--{name.replace('_', '-')}", dtype)]
     found = report(inside, model, *given)["memory"]
-    loaded = AutoModelForCausalLM.from_pretrained(model, **options)
+    loaded = AutoModelForCausalLM.from_pretrained(model, backend="numpy", **options)
     assert found["weights"] == sum(array.nbytes for array in loaded.state_dict().values())
     assert found["compute_dtype"] == str(loaded.dtype)
 
@@ -65,7 +65,7 @@ def test_weights_kept_in_16_bits_in_the_file(inside, tmp_path):
     path = folder / "model.safetensors"
     save_file({name: array.astype(np.float16) for name, array in load_file(path).items()}, path)
     found = report(inside, folder)
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, backend="numpy")
     assert found["memory"]["weight_dtype"] == "float16"
     assert found["memory"]["weights"] == sum(array.nbytes for array in loaded.state_dict().values())
 
@@ -221,7 +221,7 @@ def test_the_bytes_of_every_form(inside, tmp_path):
     folder = save_tiny(tmp_path / "forms", tiny_neox())
     found = report(inside, folder)
     for form, size in found["bytes_by_weight_dtype"].items():
-        loaded = AutoModelForCausalLM.from_pretrained(folder, weight_dtype=form)
+        loaded = AutoModelForCausalLM.from_pretrained(folder, backend="numpy", weight_dtype=form)
         assert size == sum(array.nbytes for array in loaded.state_dict().values()), form
     assert found["files"] == [
         {"name": "model.safetensors", "bytes": (folder / "model.safetensors").stat().st_size}

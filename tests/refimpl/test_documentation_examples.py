@@ -19,6 +19,7 @@ import pytest
 from huggingface_hub import constants
 
 import refimpl
+from refimpl.backends.quantized import QuantizedMatrix
 from refimpl.errors import BackendError
 from tests.documentation.examples import EXAMPLES
 from tests.documentation.hub import build_hub
@@ -98,8 +99,11 @@ def test_japanese_quantization() -> None:
     assert played.printed.startswith(PROMPT)
     assert played.names["output"].shape == (1, 30)
     model = played.names["model"]
-    assert not isinstance(model.gpt_neox_japanese.layers[0].mlp.dense_h_to_4h.weight, np.ndarray)
-    assert isinstance(model.gpt_neox_japanese.embed_in.weight, np.ndarray)
+    weights = (
+        model.gpt_neox_japanese.layers[0].mlp.dense_h_to_4h.weight,
+        model.gpt_neox_japanese.embed_in.weight,
+    )
+    assert [isinstance(weight, QuantizedMatrix) for weight in weights] == [True, False]
 
 
 def test_japanese_attention_mask() -> None:

@@ -398,7 +398,9 @@ def dense(embedded_model: Path) -> Any:
 
 def forms(model: Any) -> dict[str, str]:
     return {
-        key: type(weight).__name__ for key, weight in model.state_dict().items() if key.endswith("weight")
+        key: type(model.backend.to_numpy(weight)).__name__
+        for key, weight in model.state_dict().items()
+        if key.endswith("weight")
     }
 
 

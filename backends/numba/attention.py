@@ -1,0 +1,230 @@
+"""Attention of float32 queries over cached keys and values, one head of one text at a time.
+
+The steps are those of the definition, for one query: a score for every key, the largest score, e**(score -
+largest), their sum, and the sum of the values with these weights.  Nothing of [q_seq, kv_seq] is held: a thread
+keeps the scores of four queries.
+
+For the sake of the bits (see `regions.py`) every sum has one order: of a score, 16 dimensions at a time, then
+`total`; of weights and values, key after key from the first.  Keys that are not visible add exactly 0, so a
+text gets the same numbers with padding before it and without, in one prefill and token by token.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, types
+
+from refimpl.backends.numba.regions import parallel
+from refimpl.backends.numba.vectors import (
+    LANES,
+    broadcast,
+    exp,
+    fma,
+    larger,
+    largest,
+    load,
+    load_first,
+    prefetch,
+    store,
+    store_first,
+    total,
+)
+
+#: Queries that read the same keys and values together.
+_QUERIES = 4
+
+#: Keys whose values are read while they are added to one group of 16 dimensions after the other.
+_KEYS = 64
+
+#: How far ahead keys and values are asked for, in numbers: 4 kB.
+_AHEAD = 1024
+
+_HIDDEN = np.float32(-np.inf)
+_ZERO = np.float32(0)
+
+
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _part_of(array, place, dimension, head_dim):
+    """16 numbers of a row of `head_dim` at `place`; what lies beyond the row is 0."""
+    if dimension + LANES <= head_dim:
+        return load(array, place + dimension)
+    return load_first(array, place + dimension, head_dim - dimension)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _score_one(query, query_at, key, key_at, step, keys, head_dim, scale, scores, row):
+    for t in range(keys):
+        at = key_at + t * step
+        sums = broadcast(_ZERO)
+        for dimension in range(0, head_dim, LANES):
+            prefetch(key, at + dimension + _AHEAD)
+            here = _part_of(key, at, dimension, head_dim)
+            sums = fma(_part_of(query, query_at, dimension, head_dim), here, sums)
+        scores[row, t] = total(sums) * scale
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _score_four(query, query_at, key, key_at, step, keys, head_dim, scale, scores):
+    second, third, fourth = query_at + head_dim, query_at + 2 * head_dim, query_at + 3 * head_dim
+    for t in range(keys):
+        at = key_at + t * step
+        a = broadcast(_ZERO)
+        b = broadcast(_ZERO)
+        c = broadcast(_ZERO)
+        d = broadcast(_ZERO)
+        for dimension in range(0, head_dim, LANES):
+            here = _part_of(key, at, dimension, head_dim)
+            a = fma(_part_of(query, query_at, dimension, head_dim), here, a)
+            b = fma(_part_of(query, second, dimension, head_dim), here, b)
+            c = fma(_part_of(query, third, dimension, head_dim), here, c)
+            d = fma(_part_of(query, fourth, dimension, head_dim), here, d)
+        scores[0, t] = total(a) * scale
+        scores[1, t] = total(b) * scale
+        scores[2, t] = total(c) * scale
+        scores[3, t] = total(d) * scale
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _exponentials(scores, row, keys, seen, visible, batch):
+    """Scores become e**(score - largest), 0 for keys from `seen` on and those not visible.  -> 1 / their sum, or 0"""
+    if visible is not None:
+        for t in range(seen):
+            if not visible[batch, t]:
+                scores[row, t] = _HIDDEN
+    end = (keys + LANES - 1) // LANES * LANES
+    for t in range(seen, end):
+        scores[row, t] = _HIDDEN
+    first = row * scores.shape[1]
+    peaks = load(scores, first)
+    for t in range(LANES, end, LANES):
+        peaks = larger(peaks, load(scores, first + t))
+    peak = largest(peaks)
+    if peak == _HIDDEN:
+        for t in range(end):
+            scores[row, t] = _ZERO
+        return _ZERO
+    peaks = broadcast(peak)
+    for t in range(0, end, LANES):
+        store(scores, first + t, exp(load(scores, first + t) - peaks))
+    sum_of_all = _ZERO
+    for t in range(seen):
+        sum_of_all += scores[row, t]
+    return np.float32(1) / sum_of_all
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _gather_one(scores, row, value, value_at, step, keys, head_dim, sums):
+    """sums[row] = the sum of the values, each times its weight"""
+    width = sums.shape[1]
+    for begin in range(0, keys, _KEYS):
+        end = min(keys, begin + _KEYS)
+        for dimension in range(0, head_dim, LANES):
+            into = row * width + dimension
+            a = broadcast(_ZERO) if begin == 0 else load(sums, into)
+            for t in range(begin, end):
+                at = value_at + t * step
+                prefetch(value, at + dimension + _AHEAD)
+                a = fma(broadcast(scores[row, t]), _part_of(value, at, dimension, head_dim), a)
+            store(sums, into, a)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _gather_four(scores, value, value_at, step, keys, head_dim, sums):
+    width = sums.shape[1]
+    for begin in range(0, keys, _KEYS):
+        end = min(keys, begin + _KEYS)
+        for dimension in range(0, head_dim, LANES):
+            if begin == 0:
+                a = broadcast(_ZERO)
+                b = broadcast(_ZERO)
+                c = broadcast(_ZERO)
+                d = broadcast(_ZERO)
+            else:
+                a = load(sums, dimension)
+                b = load(sums, width + dimension)
+                c = load(sums, 2 * width + dimension)
+                d = load(sums, 3 * width + dimension)
+            for t in range(begin, end):
+                here = _part_of(value, value_at + t * step, dimension, head_dim)
+                a = fma(broadcast(scores[0, t]), here, a)
+                b = fma(broadcast(scores[1, t]), here, b)
+                c = fma(broadcast(scores[2, t]), here, c)
+                d = fma(broadcast(scores[3, t]), here, d)
+            store(sums, dimension, a)
+            store(sums, width + dimension, b)
+            store(sums, 2 * width + dimension, c)
+            store(sums, 3 * width + dimension, d)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _attend(part, parts, query, key, value, visible, offset, scale, context):
+    batches, heads, queries, head_dim = query.shape
+    kv_seq = key.shape[2]
+    scores = np.empty((_QUERIES, kv_seq + LANES), np.float32)
+    sums = np.empty((_QUERIES, head_dim + LANES), np.float32)
+    groups = (queries + _QUERIES - 1) // _QUERIES
+    tasks = batches * heads * groups
+    for task in range(tasks * part // parts, tasks * (part + 1) // parts):
+        group, head, batch = task % groups, task // groups % heads, task // (groups * heads)
+        first = group * _QUERIES
+        here = min(_QUERIES, queries - first)
+        query_at = ((batch * heads + head) * queries + first) * head_dim
+        key_at = (batch * key.strides[0] + head * key.strides[1]) // 4
+        value_at = (batch * value.strides[0] + head * value.strides[1]) // 4
+        key_step, value_step = key.strides[2] // 4, value.strides[2] // 4
+        keys = min(kv_seq, offset + first + here)
+        if here == _QUERIES:
+            _score_four(query, query_at, key, key_at, key_step, keys, head_dim, scale, scores)
+        else:
+            for row in range(here):
+                _score_one(
+                    query,
+                    query_at + row * head_dim,
+                    key,
+                    key_at,
+                    key_step,
+                    keys,
+                    head_dim,
+                    scale,
+                    scores,
+                    row,
+                )
+        for row in range(here):
+            seen = min(keys, offset + first + row + 1)
+            sums[row, head_dim] = _exponentials(scores, row, keys, seen, visible, batch)
+        factors = (sums[0, head_dim], sums[1, head_dim], sums[2, head_dim], sums[3, head_dim])
+        if here == _QUERIES:
+            _gather_four(scores, value, value_at, value_step, keys, head_dim, sums)
+        else:
+            for row in range(here):
+                _gather_one(scores, row, value, value_at, value_step, keys, head_dim, sums)
+        for row in range(here):
+            factor = broadcast(factors[row])
+            for dimension in range(0, head_dim, LANES):
+                result = load(sums, row * sums.shape[1] + dimension) * factor
+                place = query_at + row * head_dim + dimension
+                if dimension + LANES <= head_dim:
+                    store(context, place, result)
+                else:
+                    store_first(context, place, head_dim - dimension, result)
+
+
+_strided = types.Array(types.float32, 4, "A", readonly=True)
+_whole = types.float32[:, :, :, ::1]
+
+
+def _signature(visible):
+    numbers = (types.int64, types.float32)
+    return types.void(types.int64[::1], _whole, _strided, _strided, visible, *numbers, _whole)
+
+
+@njit([_signature(types.none), _signature(types.bool_[:, ::1])], nogil=True, cache=True)
+def attend(pool, query, key, value, visible, offset, scale, context):
+    """context = softmax(scale * query @ key.T, where visible) @ value, of causal attention
+
+    query, context: float32 [batch, heads, q_seq, head_dim].
+    key, value: float32 [batch, heads, kv_seq, head_dim], of which each row of `head_dim` numbers lies together.
+    visible: bool [batch, kv_seq], or None; offset: of the first query, which sees keys 0 .. offset.
+    A query that sees no key gets zeros.
+    """
+    parallel(pool, _attend, (query, key, value, visible, offset, scale, context))

@@ -1,0 +1,128 @@
+"""The numba backend: the operations of `refimpl.backends.base`, compiled for the processor at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refimpl.backends.base import Array, Backend
+from refimpl.backends.mask import AttentionMask
+from refimpl.backends.numba import attention, elementwise, products
+from refimpl.backends.numba.packed import PackedMatrix, _PackedQuantized, aligned_empty, pack
+from refimpl.backends.numba.regions import pool_of
+from refimpl.backends.quantized import QuantizedMatrix
+from refimpl.errors import BackendError, quote
+
+
+class NumbaBackend(Backend):
+    """Kernels for float32; what has none (float64, a mask of the caller's own) is computed by the definition.
+
+    Every number is computed in one order, whatever the number of threads and rows: a token gets the same bits
+    alone and in a batch, in a prompt and after a cache, with padding and without.
+    """
+
+    name = "numba"
+    xp = np
+
+    def __init__(self, dtype: np.dtype, device: str | None = None, threads: int | None = None):
+        if device not in (None, "cpu"):
+            raise BackendError("the numba backend has one device", found=quote(device), allowed="cpu")
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
+            raise BackendError(
+                "not a number of threads", where="threads", found=quote(threads), allowed="1 to 1024"
+            )
+        super().__init__(dtype)
+        self._pool = pool_of(threads)
+        self._compiled = self.copies_weights = dtype == np.float32
+
+    def weight(self, array: np.ndarray | QuantizedMatrix, weight_dtype: Any = None) -> Array:
+        kept = super().weight(array, weight_dtype)
+        return pack(kept, self._pool) if self._compiled else kept
+
+    def to_numpy(self, array: Array) -> Any:
+        packed = isinstance(array, PackedMatrix | _PackedQuantized)
+        return super().to_numpy(array.unpacked() if packed else array)
+
+    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        if not isinstance(weight, PackedMatrix | _PackedQuantized):
+            return super().linear(x, weight, bias)
+        out, length = weight.shape
+        rows = x.size // length
+        padded = weight.panels.shape[0] * weight.panels.shape[2]
+        y = aligned_empty((rows, padded), np.float32)
+        multiply = products.multiply_few_rows if rows < products.MANY_ROWS else products.multiply_many_rows
+        inside = bias if padded == out else None
+        multiply(
+            self._pool.ready(),
+            np.ascontiguousarray(x).reshape(rows, length),
+            weight.panels,
+            weight.code,
+            weight.scale,
+            weight.block,
+            inside,
+            y,
+        )
+        if padded != out:
+            y = np.ascontiguousarray(y[:, :out])
+            if bias is not None:
+                y += bias
+        return y.reshape(*x.shape[:-1], out)
+
+    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+        if not self._compiled:
+            return super().layer_norm(x, weight, bias, eps)
+        x = np.ascontiguousarray(x)
+        y = np.empty_like(x)
+        flat = (-1, x.shape[-1])
+        elementwise.layer_norm(
+            self._pool.ready(), x.reshape(flat), weight, bias, np.float32(eps), y.reshape(flat)
+        )
+        return y
+
+    def activation(self, x: Array, name: str, parameters: tuple[Array, ...] = ()) -> Array:
+        which = elementwise.ACTIVATIONS.get(name)
+        if which is None or not self._compiled:
+            return super().activation(x, name, parameters)
+        x = np.ascontiguousarray(x)
+        y = np.empty_like(x)
+        elementwise.activate(self._pool.ready(), which, x.reshape(-1), y.reshape(-1))
+        return y
+
+    def rotary(self, x: Array, cos: Array, sin: Array) -> Array:
+        if not self._compiled:
+            return super().rotary(x, cos, sin)
+        y = np.empty(x.shape, np.float32)
+        elementwise.rotate(self._pool.ready(), x, cos, sin, y)
+        return y
+
+    def attention(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        mask: AttentionMask,
+        scale: float,
+        need_weights: bool = False,
+    ) -> tuple[Array, Array | None]:
+        if not self._compiled or mask.bias is not None:
+            return super().attention(query, key, value, mask, scale, need_weights)
+        context = np.empty(query.shape, np.float32)
+        attention.attend(
+            self._pool.ready(),
+            np.ascontiguousarray(query),
+            _with_whole_rows(key),
+            _with_whole_rows(value),
+            None if mask.key_visible is None else np.ascontiguousarray(mask.key_visible),
+            mask.offset,
+            np.float32(scale),
+            context,
+        )
+        # The definition's weights beside it, so that the context is the same whether they are asked for or not.
+        weights = super().attention(query, key, value, mask, scale, True)[1] if need_weights else None
+        return context, weights
+
+
+def _with_whole_rows(array: np.ndarray) -> np.ndarray:
+    """An array whose rows lie together; a copy where that is not so."""
+    return array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)

@@ -1,0 +1,161 @@
+"""Matrix products with weights in panels, in any of the forms in which they are kept.
+
+A panel holds 32 or 64 outputs, [k, outputs]: what a tile needs for one k lies side by side, and a panel is one
+stream from its beginning to its end.  The same panels serve a single token, where the speed is that of reading
+them, and a long prompt, where they are read once for all tokens.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from refimpl.backends.numba.regions import parallel
+from refimpl.backends.numba.tiles import (
+    CODES_PER_WORD,
+    OUTPUTS,
+    ROWS,
+    tile_of_1,
+    tile_of_2,
+    tile_of_4,
+    tile_of_all,
+    weights,
+)
+from refimpl.backends.numba.vectors import LANES, load, store
+
+#: So many k are added up in registers, then to the output: their inputs stay in the cache meanwhile.
+BLOCK = 256
+
+#: From so many rows on, weights are widened once for all of them; below, in every tile anew.
+MANY_ROWS = 16
+
+#: So many panels take turns with a block of x that has many rows, while it is in the cache.
+_GROUP = 8
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _block(x, x_at, w, w_at, width, steps, code, scale, scale_at, y, y_at, first):
+    """One block of k for all rows: the tile with the most rows first."""
+    rows, x_stride, y_stride = x.shape[0], x.shape[1], y.shape[1]
+    row = 0
+    while row + ROWS <= rows:
+        tile_of_all(
+            x, x_at + row * x_stride, x_stride, w, w_at, width, steps, code, scale, scale_at,
+            y, y_at + row * y_stride, y_stride, first,
+        )  # fmt: skip
+        row += ROWS
+    while row + 4 <= rows:
+        tile_of_4(
+            x, x_at + row * x_stride, x_stride, w, w_at, width, steps, code, scale, scale_at,
+            y, y_at + row * y_stride, y_stride, first,
+        )  # fmt: skip
+        row += 4
+    if row + 2 <= rows:
+        tile_of_2(
+            x, x_at + row * x_stride, x_stride, w, w_at, width, steps, code, scale, scale_at,
+            y, y_at + row * y_stride, y_stride, first,
+        )  # fmt: skip
+        row += 2
+    if row < rows:
+        tile_of_1(
+            x, x_at + row * x_stride, x_stride, w, w_at, width, steps, code, scale, scale_at,
+            y, y_at + row * y_stride, y_stride, first,
+        )  # fmt: skip
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _add_bias(y, bias, begin, end):
+    for row in range(y.shape[0]):
+        for output in range(begin, end, LANES):
+            place = row * y.shape[1] + output
+            store(y, place, load(y, place) + load(bias, output))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _few_rows(part, parts, x, w, code, scale, block, bias, y):
+    """Weights are widened in the tile: panel after panel, each read from its beginning to its end."""
+    panels, length, width = w.shape
+    for panel in range(panels * part // parts, panels * (part + 1) // parts):
+        for k in range(0, x.shape[1], block):
+            steps = min(block, x.shape[1] - k)
+            w_at = (panel * length + (k if code is None else k // CODES_PER_WORD)) * width
+            scale_at = 0 if scale is None else (panel * scale.shape[1] + k // block % scale.shape[1]) * width
+            for lane in range(0, width, OUTPUTS):
+                _block(
+                    x,
+                    k,
+                    w,
+                    w_at + lane,
+                    width,
+                    steps,
+                    code,
+                    scale,
+                    scale_at + lane,
+                    y,
+                    panel * width + lane,
+                    k == 0,
+                )
+        if bias is not None:
+            _add_bias(y, bias, panel * width, (panel + 1) * width)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _many_rows(part, parts, x, w, code, scale, block, bias, y):
+    """Weights are widened into a small array, which stays in the cache while all rows are multiplied by it."""
+    panels, length, width = w.shape
+    memory = np.empty(block * OUTPUTS + LANES, np.float32)
+    skip = -memory.ctypes.data % 64 // 4  # registers are filled faster from whole cache lines
+    wide = memory[skip : skip + block * OUTPUTS]
+    end = panels * (part + 1) // parts
+    for group in range(panels * part // parts, end, _GROUP):
+        for k in range(0, x.shape[1], block):
+            steps = min(block, x.shape[1] - k)
+            for panel in range(group, min(group + _GROUP, end)):
+                w_at = (panel * length + (k if code is None else k // CODES_PER_WORD)) * width
+                scale_at = (
+                    0 if scale is None else (panel * scale.shape[1] + k // block % scale.shape[1]) * width
+                )
+                for lane in range(0, width, OUTPUTS):
+                    _widen(w, w_at + lane, width, steps, code, wide)
+                    _block(
+                        x,
+                        k,
+                        wide,
+                        0,
+                        OUTPUTS,
+                        steps,
+                        None,
+                        scale,
+                        scale_at + lane,
+                        y,
+                        panel * width + lane,
+                        k == 0,
+                    )
+        if bias is not None:
+            _add_bias(y, bias, group * width, min(group + _GROUP, end) * width)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _widen(w, w_at, width, steps, code, wide):
+    for k in range(steps):
+        for lane in range(0, OUTPUTS, LANES):
+            store(wide, k * OUTPUTS + lane, weights(w, w_at + lane, width, k, code))
+
+
+@njit(nogil=True, cache=True)
+def multiply_few_rows(pool, x, w, code, scale, block, bias, y):
+    """y = x @ w.T (+ bias).  float32 [rows, k], panels [n, k, outputs] -> float32 [rows, n * outputs]
+
+    w: float32, int16 (bits of float16), uint16 (bits of bfloat16) or int8, and `code` None; or int32 words of eight
+        places each in `code`, float32 [16].
+    scale: float32 [n, blocks, outputs], a factor for each block of k; None: 1.
+    block: how many k are added up before they are scaled and added to y.
+    bias: float32 [n * outputs], or None.
+    """
+    parallel(pool, _few_rows, (x, w, code, scale, block, bias, y))
+
+
+@njit(nogil=True, cache=True)
+def multiply_many_rows(pool, x, w, code, scale, block, bias, y):
+    """As `multiply_few_rows`, bit for bit."""
+    parallel(pool, _many_rows, (x, w, code, scale, block, bias, y))

@@ -26,7 +26,10 @@ def read_text(path: str | os.PathLike[str], error_class: type[RefimplError], lim
 
     Raises: as `read_bytes`, and `error_class` when the file is not UTF-8 (attribute `offset`).
     """
-    data = read_bytes(path, error_class, limit)
+    return _decoded(read_bytes(path, error_class, limit), path, error_class)
+
+
+def _decoded(data: bytes, path: str | os.PathLike[str], error_class: type[RefimplError]) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -76,7 +79,14 @@ def read_json_object(
 
     Raises: as `read_text`, and `error_class` when the JSON is malformed or is no object.
     """
-    text = read_text(path, error_class, limit)
+    return parse_json_object(read_bytes(path, error_class, limit), path, error_class)
+
+
+def parse_json_object(
+    data: bytes, path: str | os.PathLike[str], error_class: type[RefimplError]
+) -> dict[str, Any]:
+    """The JSON object that `data` is, the content of the file `path`.  Raises: `error_class`, as `read_json_object`."""
+    text = _decoded(data, path, error_class)
     # Text that was UTF-8 can hold a surrogate only as an escape; looking for one takes time in large files.
     hook = _checked if "\\ud" in text or "\\uD" in text else _object
     try:

@@ -65,11 +65,7 @@ class Matching:
         in_file = any(key.startswith(prefix) for key in known)
         in_model = any(parameter.key.startswith(prefix) for parameter in self.model.named_parameters())
         if in_file and not in_model:
-            base = {key.removeprefix(prefix): name for key, name in known.items() if key.startswith(prefix)}
-            heads = {key: name for key, name in known.items() if key in HEAD_KEYS}
-            # What has no prefix beside others that have one belongs to no model; as an absolute key it fits none.
-            strays = {f"/{key}": name for key, name in known.items() if not key.startswith(prefix)}
-            return base | heads | {key: name for key, name in strays.items() if key[1:] not in HEAD_KEYS}
+            return {_key_in_base_model(key, prefix): name for key, name in known.items()}
         if in_model and not in_file:
             return {key if key in HEAD_KEYS else prefix + key: name for key, name in known.items()}
         return known
@@ -93,7 +89,7 @@ class Matching:
         return found
 
     @property
-    def tied_copy(self) -> np.ndarray | None:
+    def tied_copy(self) -> np.ndarray | QuantizedMatrix | None:
         """The head that the file holds although it is tied to the embedding."""
         head, name = getattr(self.model, "embed_out", None), self.file_keys.get(OUTPUT_HEAD)
         return self.tensors[name] if name is not None and isinstance(head, TiedLinear) else None
@@ -119,7 +115,7 @@ class Matching:
         )
         if stored is None or embedding.key not in self.file_keys:
             return False
-        rows = np.unique(np.linspace(0, len(stored) - 1, 256).astype(int))
+        rows = np.unique(np.linspace(0, stored.shape[0] - 1, 256).astype(int))
         return not np.array_equal(stored[rows], self.tensors[self.file_keys[embedding.key]][rows])
 
     def refuse(self, where: object) -> None:
@@ -154,6 +150,15 @@ class Matching:
                 "the stored head)"
             )
         return found
+
+
+def _key_in_base_model(key: str, prefix: str) -> str:
+    """The key, in a model that has no prefix, of a tensor in a file whose keys have one."""
+    bare = key.removeprefix(prefix)
+    if (bare == key) == (bare in HEAD_KEYS):
+        return bare
+    # A head with a prefix, or anything else without one, belongs to no model; as an absolute key it fits none.
+    return f"/{key}"
 
 
 def _holds_integers(array: Any) -> bool:

@@ -233,27 +233,27 @@ class PreTrainedModel(ChangeableModel):
         """What loading allocates beside the file: vectors, new heads, and matrices that do not stay as they are stored.
 
         Those that the file holds quantized do; so do all others, but in another dtype and where their numbers lie
-        at places from which a processor cannot read them (then they are copied).
+        at places from which a processor cannot read them (then they are copied); unless the backend copies them all.
 
         Raises: CheckpointMismatchError.
         """
         shown, needed = QuantizedTensors(tensors, where), 0
-        match, quantized = Matching(self, shown), set(shown.quantized)
+        match, quantized, copies = Matching(self, shown), set(shown.quantized), self.backend.copies_weights
         match.refuse(where)
         for parameter in self.named_parameters():
             name, size = match.file_keys.get(parameter.key), math.prod(parameter.shape)
             if not parameter.is_matrix:
                 needed += size * self.backend.dtype.itemsize
             elif name in quantized:
-                continue
+                needed += shown[name].nbytes if copies else 0
             elif (packed := kept_bytes(parameter.key, parameter.shape, quantization)) is not None:
                 needed += packed
             elif name is None:
                 needed += size * (weight_dtype or self.backend.dtype).itemsize
-            elif weight_dtype is not None and weight_dtype != tensors.dtype(name):
-                needed += size * weight_dtype.itemsize
-            elif not tensors.is_view(name):
-                needed += size * tensors.dtype(name).itemsize
+            else:
+                kept = weight_dtype or tensors.dtype(name)
+                stays = kept == tensors.dtype(name) and tensors.is_view(name) and not copies
+                needed += 0 if stays else size * kept.itemsize
         return needed
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, max_shard_size: int | str = "5GB") -> None:

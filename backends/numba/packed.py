@@ -210,8 +210,8 @@ def _refuse_infinite(matrix: np.ndarray, row: int) -> None:
     )
 
 
-# So many k of all outputs of a panel are read, then written: both sides stay in the cache.
-_STRIP = 64
+# So many k of all outputs of a panel are read together: they stay in the cache.
+_STRIP = 128
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -219,18 +219,23 @@ def _pack_panels(part, parts, matrix, exponent, panels, wrong):
     count, length, width = panels.shape
     for panel in range(count * part // parts, count * (part + 1) // parts):
         rows = min(width, matrix.shape[0] - panel * width)
-        found = False
+        source, into = matrix[panel * width : panel * width + rows], panels[panel]
+        if rows < width:
+            into[:] = 0
         for begin in range(0, length, _STRIP):
-            end = min(length, begin + _STRIP)
-            for row in range(rows):
-                for k in range(begin, end):
-                    number = matrix[panel * width + row, k]
-                    found |= (number & exponent) == exponent
-                    panels[panel, k, row] = number
-            for row in range(rows, width):
-                for k in range(begin, end):
-                    panels[panel, k, row] = 0
-        wrong[panel] = found and exponent != 0
+            for k in range(begin, min(length, begin + _STRIP)):
+                for row in range(rows):
+                    into[k, row] = source[row, k]
+        wrong[panel] = exponent != 0 and _holds(into.reshape(-1), exponent)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _holds(bits, exponent):
+    """Whether all bits of `exponent` are set in some number."""
+    largest = np.bitwise_and(bits[0], exponent)
+    for i in range(1, bits.size):
+        largest = np.maximum(largest, np.bitwise_and(bits[i], exponent))
+    return largest == exponent
 
 
 @njit(nogil=True, cache=True)

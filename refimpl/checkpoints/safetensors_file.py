@@ -19,7 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refimpl.backends import to_dtype
-from refimpl.checkpoints.weight_file import MAX_TENSORS, NAMES, RegularFile, WeightFile, is_tensor_name
+from refimpl.checkpoints.weight_file import (
+    MAX_NAME_BYTES,
+    MAX_TENSORS,
+    NAMES,
+    RegularFile,
+    WeightFile,
+    is_tensor_name,
+)
 from refimpl.errors import (
     CheckpointFormatError,
     IncompleteCheckpointError,
@@ -94,6 +101,9 @@ class SafetensorsFile(WeightFile):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
     def dtype(self, name: str) -> np.dtype:
         return self._entries[name].dtype
 
@@ -103,6 +113,14 @@ class SafetensorsFile(WeightFile):
     @property
     def nbytes(self) -> int:
         return self._data.size - self._start
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.nbytes
+
+    def is_view(self, name: str) -> bool:
+        entry = self._entries[name]
+        return (self._start + entry.begin) % entry.dtype.alignment == 0
 
 
 class _Entry(NamedTuple):
@@ -281,7 +299,9 @@ class _Header:
         return CheckpointFormatError(what + at, where=self.path, path=self.path, offset=offset, **details)
 
     def _place(self, name: str) -> int | None:
-        """Where in the file the key `name` stands, unless it is written in an unusual way."""
+        """Where in the file the key `name` stands, unless it is very long or written in an unusual way."""
+        if len(name) > MAX_NAME_BYTES:  # a pattern of megabytes takes minutes, and hundreds of megabytes
+            return None
         for ascii_only in (True, False):
             key = json.dumps(name, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
             if found := re.search(re.escape(key) + rb"\s*:", self._content):

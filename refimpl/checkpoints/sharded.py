@@ -36,7 +36,7 @@ from refimpl.errors import (
     quote,
     shorten,
 )
-from refimpl.json_reader import MIB, read_json_object
+from refimpl.json_reader import MIB, parse_json_object
 
 INDEX_BYTES = 64 * MIB
 MAX_SHARDS = 10_000
@@ -78,7 +78,7 @@ def read_index(path: str | os.PathLike[str]) -> ShardIndex:
     for mark, most in _MOST_MARKS.items():
         _refuse_many(path, content.count(mark), most, mark.decode())
     try:
-        said = read_json_object(path, CheckpointFormatError, INDEX_BYTES)
+        said = parse_json_object(content, path, CheckpointFormatError)
     except CheckpointFormatError as error:
         # An inner } may be the last byte that is left.
         if isinstance(error.__cause__, JSONDecodeError) and error.__cause__.pos == len(error.__cause__.doc):
@@ -189,6 +189,9 @@ class ShardedFiles(WeightFile):
     def __len__(self) -> int:
         return len(self.index.weight_map)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.index.weight_map
+
     def dtype(self, name: str) -> np.dtype:
         return self._file_of(name).dtype(name)
 
@@ -198,6 +201,13 @@ class ShardedFiles(WeightFile):
     @property
     def nbytes(self) -> int:
         return sum(file.nbytes for file in self._files.values())
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(file.stored_bytes for file in self._files.values())
+
+    def is_view(self, name: str) -> bool:
+        return self._file_of(name).is_view(name)
 
     def _file_of(self, name: str) -> WeightFile:
         return self._files[self.index.weight_map[name]]

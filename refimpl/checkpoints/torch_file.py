@@ -55,7 +55,7 @@ class _Layout:
 class TorchFile(WeightFile):
     """The tensors of a file of `torch.save` by name, as read-only arrays.
 
-    No program in the file is run: the names that its pickle may hold are a closed table of 19, and nothing is called.
+    No program in the file is run: the names that its pickle may hold are a closed table, and nothing is called.
     Storages may be shared (tied weights), and tensors may have any strides: `file[name]` is a view of the mapped file.
     It is a copy where the numbers of an old file are not aligned. bool tensors are looked through when they are
     fetched, for bytes other than 0 and 1.
@@ -96,7 +96,7 @@ class TorchFile(WeightFile):
         self._layouts = {
             name: self._layout(name, tensor, places[tensor.storage.key]) for name, tensor in tensors.items()
         }
-        self._nbytes = self._count_bytes(tensors, places)
+        self._nbytes, self._stored_bytes = self._count_bytes(tensors, places)
 
     def __getitem__(self, name: str) -> np.ndarray:
         layout = self._layouts[name]
@@ -136,6 +136,14 @@ class TorchFile(WeightFile):
     @property
     def nbytes(self) -> int:
         return self._nbytes
+
+    @property
+    def stored_bytes(self) -> int:
+        return self._stored_bytes
+
+    def is_view(self, name: str) -> bool:
+        layout = self._layouts[name]  # strides are multiples of the item size
+        return layout.begin % layout.dtype.alignment == 0
 
     def _place(self, storage: Storage) -> Record:
         """The record of a storage, which has exactly as many bytes as the pickle says."""
@@ -190,8 +198,11 @@ class TorchFile(WeightFile):
             allowed=f"at most {tensor.storage.size} numbers in {MAX_RANK} dimensions",
         )
 
-    def _count_bytes(self, tensors: dict[str, Tensor], places: dict[str, Record]) -> int:
-        """Bytes of all tensors, what they share once. Refuses views that would be huge if they were copied."""
+    def _count_bytes(self, tensors: dict[str, Tensor], places: dict[str, Record]) -> tuple[int, int]:
+        """Bytes of all tensors, what they share once, and of all storages.
+
+        Refuses views that would be huge if they were copied.
+        """
         of_storage: dict[str, dict[_Layout, int]] = {key: {} for key in places}
         for name, tensor in tensors.items():
             layout = self._layouts[name]
@@ -205,7 +216,7 @@ class TorchFile(WeightFile):
                 found=f"{sum(wanted.values())} bytes",
                 allowed=f"{MAX_OVERLAP} times the {sum(stored.values())} bytes of the storages",
             )
-        return sum(min(wanted[key], stored[key]) for key in places)
+        return sum(min(wanted[key], stored[key]) for key in places), sum(stored.values())
 
 
 def refuse_other_formats(path: Path, head: bytes) -> None:

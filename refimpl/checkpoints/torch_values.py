@@ -20,7 +20,6 @@ class Call(Enum):
     TENSOR = "torch._utils._rebuild_tensor_v2"
     TENSOR_OF_BYTES = "torch._utils._rebuild_tensor_v3"
     PARAMETER = "torch._utils._rebuild_parameter"
-    PARAMETER_WITH_STATE = "torch._utils._rebuild_parameter_with_state"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +111,17 @@ GLOBALS: dict[tuple[str, str], Call | StorageType | DType] = {
     ("torch._utils", "_rebuild_tensor_v2"): Call.TENSOR,
     ("torch._utils", "_rebuild_tensor_v3"): Call.TENSOR_OF_BYTES,
     ("torch._utils", "_rebuild_parameter"): Call.PARAMETER,
-    ("torch._utils", "_rebuild_parameter_with_state"): Call.PARAMETER_WITH_STATE,
     ("torch.storage", "UntypedStorage"): StorageType(None),
     **{("torch", name): StorageType(dtype) for name, dtype in _STORAGES.items()},
     **{("torch", name): DType(name) for name in ("uint16", "uint32", "uint64")},
+}
+
+#: Names that harmless files have too, and why they are refused all the same.
+HINTS = {
+    ("torch._utils", "_rebuild_parameter_with_state"): (
+        "A parameter has attributes of its own, and one of them (data, real) can exchange its numbers. Save the "
+        "weights without: torch.save(model.state_dict(), path)."
+    ),
 }
 
 #: The opcodes of pickle that are refused wherever they stand, for messages.

@@ -21,6 +21,7 @@ from refimpl.errors import (
     CheckpointFormatError,
     IncompleteCheckpointError,
     MissingFileError,
+    RefimplError,
     ResourceLimitError,
     UnsafeCheckpointError,
     quote,
@@ -54,6 +55,15 @@ class WeightFile(Mapping[str, np.ndarray]):
         """Bytes of all tensors; what they share counts once."""
         raise NotImplementedError
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the numbers in the files, whether or not a tensor uses them: what `mmap=False` reads."""
+        raise NotImplementedError
+
+    def is_view(self, name: str) -> bool:
+        """Whether `file[name]` shows the numbers in their place; each access makes a copy where it does not."""
+        raise NotImplementedError
+
 
 def is_tensor_name(name: str) -> bool:
     """Whether a tensor can have this name: printable, because it will stand in messages and tables, and short."""
@@ -70,7 +80,8 @@ class RegularFile:
 
     Raises: MissingFileError; UnsafeCheckpointError for anything but a regular file (a pipe would block for ever)
         and for a symbolic link that leads out of its folder (see `resolve_inside`); IncompleteCheckpointError for
-        an empty file or a placeholder; CheckpointFormatError when the system cannot read it.
+        an empty file or a placeholder; CheckpointFormatError when the system cannot read it; ResourceLimitError when
+        it allows no more open files.
     """
 
     def __init__(self, path: Path):
@@ -285,9 +296,17 @@ def _refuse_irregular(path: Path, status: os.stat_result) -> None:
         )
 
 
-def _unreadable(path: Path, error: Exception) -> CheckpointFormatError:
-    return CheckpointFormatError(
-        f"the file cannot be read ({error})",
-        where=path if str(path).isprintable() else quote(str(path)),
-        path=path,
-    )
+# What the system answers when the file is in order, and it has no more to give.
+_EXHAUSTED = {
+    errno.EMFILE: "Allow more open files (ulimit -n), or save the model in fewer parts.",
+    errno.ENFILE: "Close other programs.",
+    errno.ENOMEM: None,
+}
+
+
+def _unreadable(path: Path, error: Exception) -> RefimplError:
+    where = path if str(path).isprintable() else quote(str(path))
+    what = f"the file cannot be read ({error})"
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        return ResourceLimitError(what, where=where, hint=_EXHAUSTED[error.errno])
+    return CheckpointFormatError(what, where=where, path=path)

@@ -16,6 +16,7 @@ import pytest
 from refimpl.checkpoints.torch_file import TorchFile
 from refimpl.errors import CheckpointFormatError, RefimplError, UnsafeCheckpointError
 from tests.fuzz.read_torch import READERS
+from tests.refimpl.checkpoints import torch_files as made
 
 torch = pytest.importorskip("torch")
 
@@ -290,6 +291,26 @@ def test_the_state_of_a_training(path: Path, name: str) -> None:
             TorchFile(path)
         if next(iter(training)) == name:
             assert f"torch.load(path, weights_only=True)['{name}']" in (caught.value.hint or "")
+
+
+def test_a_parameter_with_attributes(path: Path) -> None:
+    """torch sets what the file says, and so can read other numbers than those of the tensor."""
+    parameter = torch.nn.Parameter(WEIGHT)
+    parameter.tensor_model_parallel = True
+    torch.save({"w": parameter}, path)
+    with pytest.raises(UnsafeCheckpointError) as caught:
+        TorchFile(path)
+    assert "torch.save(model.state_dict(), path)" in (caught.value.hint or "")
+    shown, hidden = (made.tensor(made.storage("FloatStorage", key, 2), 0, (2,), (1,)) for key in ("0", "1"))
+    storages = {"0": np.array([1, 1], np.float32).tobytes(), "1": np.array([7, 7], np.float32).tobytes()}
+    for name, value, read in (("data", hidden, [7, 7]), ("real", made.number(0), [0, 0])):
+        arguments = (shown, made.FALSE, made.HOOKS, made.dictionary({name: value}))
+        lie = made.call("torch._utils", "_rebuild_parameter_with_state", *arguments)
+        content = made.torch_file(made.pickle_of(made.dictionary({"w": lie, "x": hidden})), storages)
+        path.write_bytes(content)
+        assert torch.load(path, weights_only=True)["w"].tolist() == read
+        with pytest.raises(UnsafeCheckpointError, match="_rebuild_parameter_with_state"):
+            TorchFile(path)
 
 
 # --- and torch agrees ---------------------------------------------------------------------------------------

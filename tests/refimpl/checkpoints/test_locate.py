@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
+from refimpl.checkpoints import SafetensorsFile
 from refimpl.checkpoints.locate import WEIGHT_FILES, find_weights, open_weights
 from refimpl.errors import (
     CheckpointFormatError,
@@ -310,6 +311,21 @@ def test_safetensors(tmp_path, name, mmap):
         with open(path, "r+b") as file:
             file.write(bytes(len(WEIGHTS)))
     assert np.array_equal(tensors["gpt_neox.embed_in.weight"], expected["gpt_neox.embed_in.weight"])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "weights"])
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_a_length_that_begins_like_a_pickle(tmp_path, name, length):
+    """A header of 640 bytes makes the first bytes of the file 80 02, which is how a pickle begins."""
+    arrays = {"w": np.arange(6, dtype=np.float32)}
+    whole = save(arrays)
+    numbers = whole[8 + int.from_bytes(whole[:8], "little") :]
+    header = json.dumps({"w": {"dtype": "F32", "shape": [6], "data_offsets": [0, 24]}}).encode().ljust(length)
+    content = length.to_bytes(8, "little") + header + numbers
+    assert (content[0], content[1]) == (0x80, length >> 8)
+    tensors = open_weights(write(tmp_path, {name: content}) / name)
+    assert type(tensors) is SafetensorsFile
+    assert np.array_equal(tensors["w"], arrays["w"])
 
 
 @pytest.mark.parametrize("beginning", [ZIP, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."])

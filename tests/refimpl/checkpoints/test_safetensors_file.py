@@ -402,6 +402,7 @@ HUNGRY = {
     "texts just below the limit": b'{"a":[' + b'"abcdefg",' * 1_190_000 + b"0]}",
     "all of these": b'{"a":[' + b'{"":[]},' * 199_000 + b'"abcdefg",' * 990_000 + b"0]}",
     "deep": b'{"a":' * 3_000_000 + b"0" + b"}" * 300_000,
+    "a name": b'{"' + b"a" * 15_000_000 + b'":0}',
     "digits": b'{"a":' + b"9" * 15_000_000 + b"}",
     "wide letters": b'{"a":"' + "😀".encode() * 3_900_000 + b'"}',
 }
@@ -468,9 +469,9 @@ def test_a_large_file_takes_no_memory_and_no_time(tmp_path: Path) -> None:
     path = written(tmp_path, header)
     with open(path, "r+b") as file:
         file.truncate(path.stat().st_size + len(names) * size)
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(SafetensorsFile(path)) == 400
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert limited(16 << 20, "RLIMIT_DATA", path) == [f"opened 400 {400 * size // 2} 0.0"]
 
 

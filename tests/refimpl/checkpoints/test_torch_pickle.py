@@ -96,10 +96,8 @@ def test_the_memo_in_its_short_and_long_forms(count: int) -> None:
 
 def test_a_parameter_is_its_tensor() -> None:
     for flag in (TRUE, FALSE):
-        plain = call("torch._utils", "_rebuild_parameter", WEIGHT, flag, HOOKS)
-        state = dictionary({"tensor_model_parallel": TRUE})
-        more = call("torch._utils", "_rebuild_parameter_with_state", WEIGHT, flag, HOOKS, state)
-        assert read(pickle_of(dictionary({"w": plain, "x": more}))) == {"w": READ, "x": READ}
+        parameter = call("torch._utils", "_rebuild_parameter", WEIGHT, flag, HOOKS)
+        assert read(pickle_of(dictionary({"w": parameter}))) == {"w": READ}
 
 
 def test_dtypes_without_a_type_of_storage() -> None:

@@ -114,7 +114,7 @@ def test_only_regular_files_are_opened(
     start = time.perf_counter()
     with pytest.raises(UnsafeCheckpointError, match="not a regular file") as caught:
         open_bytes(path, True)
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 10  # a pipe is waited for without end
     assert caught.value.found == found
 
 
@@ -397,7 +397,7 @@ def test_what_is_exchanged_at_the_last_moment(
     start = time.perf_counter()
     with pytest.raises(UnsafeCheckpointError):
         open_bytes(path, True)
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 10  # a pipe is waited for without end
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not list what is open")
@@ -510,6 +510,22 @@ def test_no_memory_for_a_file(tmp_path: Path) -> None:
             pytest.skip("no such large files here")
     with pytest.raises(ResourceLimitError, match="mmap=True"):
         open_bytes(path, mmap=False)
+
+
+@posix
+def test_no_more_open_files(tmp_path: Path) -> None:
+    """A mapped file keeps its handle: thousands of parts are more than a system may allow."""
+    import resource
+
+    path, held = written(tmp_path / "a.bin"), []
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[0], 256), before[1]))
+    try:
+        with pytest.raises(ResourceLimitError, match="ulimit -n"):
+            held += [open_bytes(path, mmap=True) for _ in range(300)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert open_bytes(path, mmap=True).tobytes() == INSIDE
 
 
 # --- names -------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def lock(handle: int) -> bool | None:
 def save_error(what: str, where: object, error: Exception, **details: Any) -> SaveError:
     """The SaveError for what the system has answered; `errno` and `saved` are attributes of it."""
     if details.get("saved"):
-        what = f"what is new is in place, but {what}"
+        what = "what is new is in place, but making that durable, or tidying up, has failed"
     return SaveError(f"{what} ({error})", where=where, errno=getattr(error, "errno", None), **details)
 
 

@@ -74,7 +74,7 @@ _Owns = Callable[[str], bool]
 
 
 class NewFiles:
-    """The files that are to be in the folder; `write` them in the order of their importance, the first one last.
+    """The files that are to be in the folder; `write` last that without which the others are of no use.
 
     Attributes: `folder`, and `in_place`: whether the step has been made.
     """

@@ -24,6 +24,7 @@ from refimpl.errors import InputError, MissingFileError, RefimplError, quote, sh
 from refimpl.hub_errors import (
     ABSENT,
     DAMAGED,
+    FAILED,
     NO_SUCH_FILE,
     NOT_ASKED,
     NOT_CACHED,
@@ -102,7 +103,7 @@ class ModelFiles:
         subfolder: where in the folder or repository the files lie.
 
     Raises: InputError when the name is empty, or that of a file, and for a token that cannot be one;
-        MissingFileError when the name is neither that of a folder nor a possible Hub id.
+        MissingFileError when the name is neither that of a folder nor a possible Hub id, or may not be looked at.
     """
 
     #: The commit of the repository, once it is known.
@@ -165,7 +166,7 @@ class ModelFiles:
         if self.folder is None:
             return self._fetch(filename)
         path = self.folder / filename
-        if path.is_file():
+        if _is(path.is_file):
             return path
         raise MissingFileError(
             f"the folder has no file {filename}",
@@ -270,9 +271,16 @@ class ModelFiles:
 
 
 def _is(question: Callable[[], bool]) -> bool:
-    """The answer; false for a name that the system cannot even look up."""
+    """The answer; false for a name that the system cannot even look up.
+
+    Raises: MissingFileError where nobody may look: it may well be there.
+    """
     try:
         return question()
+    except PermissionError as error:
+        raise MissingFileError(
+            f"it cannot be read ({error.strerror})", where=error.filename, reason=FAILED
+        ) from error
     except (OSError, ValueError):
         return False
 
@@ -304,7 +312,7 @@ def _refuse_damaged(path: Path, where: str) -> None:
         raise MissingFileError(
             "the download arrived damaged, and has been thrown away",
             where=where,
-            hint="Try again, with force_download=True. If it happens again, something on the way changes files.",
+            hint="Try again. If it happens again, something on the way changes files.",
             reason=DAMAGED,
         )
 

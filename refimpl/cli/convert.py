@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refimpl.cli import common, terminal
+from refimpl.cli.model_files import fetch, is_of_a_tokenizer, of_a_model_in, output_folder
 from refimpl.errors import ConfigError, InputError, quote
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ def parser(prog: str) -> common.Parser:
     made.add_argument("target", metavar="FOLDER", help="where to write; made if need be")
     made.add_argument("--dtype", choices=DTYPES, help="round the numbers to this type (default: as they are)")
     made.add_argument(
-        "--max-shard-size", default="5GB", metavar="SIZE", help="the largest size of a file (default: 5GB)"
+        "--max-shard-size",
+        default="5GB",
+        metavar="SIZE",
+        help="the largest size of a file: 500MB, 5GB, or a number of bytes (default: 5GB)",
     )
     made.add_argument("--force", action="store_true", help="replace the model that is there already")
     common.add_hub_options(made)
@@ -45,10 +48,8 @@ def parser(prog: str) -> common.Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from refimpl.checkpoints.safetensors_writer import size_in_bytes
-
     began = time.perf_counter()
-    size_in_bytes(args.max_shard_size)
+    args.max_shard_size = _shard_size(args.max_shard_size)
     target = _checked_target(args.target, args.force)
     report = convert(common.model_name(args.source), target, args)
     report["seconds"] = round(time.perf_counter() - began, 2)
@@ -56,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         terminal.write_json(report)
     else:
         terminal.write("".join(f"{target / name}\n" for name in report["files"]))
+        if report["tokenizer_error"] is not None:
+            terminal.show_warning(f"no tokenizer: {report['tokenizer_error']}")
     if not args.quiet:
         terminal.note(_summary(report))
     return 0
@@ -72,39 +75,25 @@ def _summary(report: dict[str, Any]) -> str:
     )
 
 
-def _checked_target(target: str, force: bool) -> Path:
-    """The folder, after a look at what is there: a download can take an hour.  Raises: InputError."""
-    if not target:
-        raise InputError("the name of the output folder is empty")
-    folder = Path(target)
-    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not nearest.is_dir():
-        raise InputError("the output is a folder, but there is a file", where=quote(str(nearest)))
-    present = sorted(filter(_belongs_to_a_model, os.listdir(folder))) if folder.is_dir() else []
+def _checked_target(given: str, force: bool) -> Path:
+    """Raises: InputError when there cannot be such a folder, or it holds a model that must not be replaced."""
+    folder = output_folder(given, "FOLDER")
+    present = of_a_model_in(folder)
     if present and not force:
         raise InputError(
             "the folder holds a model already",
-            where=quote(target),
+            where=quote(given),
             found=", ".join(map(quote, present[:10])),
             hint="Name another folder, or replace it with --force.",
         )
     return folder
 
 
-def _belongs_to_a_model(name: str) -> bool:
-    from refimpl.checkpoints.locate import WEIGHT_FILES
-    from refimpl.checkpoints.saving import is_model_file
+def _shard_size(given: str) -> int:
+    """The size in bytes.  Raises: InputError."""
+    from refimpl.checkpoints.safetensors_writer import size_in_bytes
 
-    return is_model_file(name) or name in WEIGHT_FILES or _belongs_to_a_tokenizer(name)
-
-
-def _belongs_to_a_tokenizer(name: str) -> bool:
-    from refimpl import tokenizer
-    from refimpl.tokenizer.pretrained_files import ADDED_TOKENS_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE
-
-    classes = (tokenizer.GPTNeoXJapaneseTokenizer, tokenizer.GPTNeoXTokenizerFast, tokenizer.T5Tokenizer)
-    vocabularies = (file for one in classes for file in one.vocab_files_names.values())
-    return name in (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE, *vocabularies)
+    return size_in_bytes(int(given) if given.isdecimal() and len(given) < 20 else given)
 
 
 # --- the work ------------------------------------------------------------------------------------
@@ -118,7 +107,6 @@ def convert(source: str, target: Path, args: argparse.Namespace) -> dict[str, An
     from refimpl.auto import AutoConfig
     from refimpl.checkpoints.locate import WEIGHT_FILES, open_weights
     from refimpl.checkpoints.saving import is_model_file, write_weights
-    from refimpl.cli.download import fetch
     from refimpl.config_base import CONFIG_NAME
     from refimpl.folder_switch import replaced_files
     from refimpl.generation.config import GENERATION_CONFIG_NAME
@@ -131,13 +119,13 @@ def convert(source: str, target: Path, args: argparse.Namespace) -> dict[str, An
     small = {
         name: read_bytes(path, ConfigError, _SMALL_FILE_BYTES)
         for name, path in paths.items()
-        if name == GENERATION_CONFIG_NAME or _belongs_to_a_tokenizer(name)
+        if name == GENERATION_CONFIG_NAME or is_of_a_tokenizer(name)
     }
     small[CONFIG_NAME] = _config(paths[CONFIG_NAME], args.dtype)
-    has_tokenizer = any(map(_belongs_to_a_tokenizer, small))
+    has_tokenizer = any(map(is_of_a_tokenizer, small))
 
     def owns(name: str) -> bool:
-        return is_model_file(name) or (has_tokenizer and _belongs_to_a_tokenizer(name))
+        return is_model_file(name) or (has_tokenizer and is_of_a_tokenizer(name))
 
     with replaced_files(target, owns) as new:
         names = write_weights(

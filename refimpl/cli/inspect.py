@@ -141,7 +141,7 @@ def _remarks(config: PreTrainedConfig, tensors: WeightFile, path: Path) -> list[
     if match.tied_copy is not None:
         found.append("the tied head is stored beside the embedding")
     dtypes = sorted(
-        {str(tensors.dtype(match.file_keys[p.key])) for p in match.parameters if p.key in tensors}
+        {str(tensors.dtype(match.file_keys[p.key])) for p in match.parameters if p.key in match.file_keys}
     )
     if len(dtypes) > 1:
         found.append(f"weights of several types: {', '.join(dtypes)}")
@@ -231,7 +231,7 @@ def as_text(report: dict[str, Any]) -> str:
     )
     parts = {
         "remarks": "".join(f"  {remark}\n" for remark in report["remarks"]),
-        "numbers that are none": _bad_values(report["values"]),
+        "NaN and infinity": _bad_values(report["values"]),
         "config": _pairs(report["config"]),
         "config keys without a meaning here": _pairs(report["unused_config_keys"]),
         "special tokens": f"  none: {report['tokenizer_error']}\n"

@@ -83,6 +83,8 @@ def test_shards_and_settings_of_generation(convert, model_copy, tmp_path):
         "config.json",
     ]
     assert same_tensors(weights(tmp_path / "new"), weights(model_copy))
+    convert(model_copy, tmp_path / "same", "--max-shard-size", "30000")  # bytes
+    assert content(tmp_path / "same") == content(tmp_path / "new")
     again = convert(tmp_path / "new", tmp_path / "one")
     assert again["weight_files"] == 1
     assert again["bytes"] == report["bytes"] == sum(array.nbytes for array in weights(model_copy).values())
@@ -156,6 +158,7 @@ def test_a_file_of_pytorch(convert, inside, tmp_path, tied):
     assert same_tensors(weights(tmp_path / "new"), tensors)
     assert report["left_out"] == 9 + tied
     result = inside("convert", tmp_path / "old", tmp_path / "newer")
+    assert "refimpl: warning: no tokenizer: " in result.stderr.decode()
     assert f"left out, because the config says what they hold: {9 + tied}\n" in result.stderr.decode()
     # In the same folder: the old file stays, and is no longer what is read.
     before = (tmp_path / "old" / "pytorch_model.bin").read_bytes()
@@ -197,7 +200,16 @@ def test_quantized_weights_go_as_they_are(convert, inside, tmp_path):
 # --- what is there already -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "pytorch_model-00001-of-00002.bin",
+        "vocab.txt",
+    ],
+)
 def test_a_model_is_replaced_on_request_only(inside, model, tmp_path, name):
     (tmp_path / name).write_text("mine")
     (tmp_path / "notes.txt").write_text("mine")
@@ -208,7 +220,7 @@ def test_a_model_is_replaced_on_request_only(inside, model, tmp_path, name):
     assert inside("convert", model, tmp_path, "--force").returncode == 0
     assert same_tensors(weights(tmp_path), weights(model))
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    if name == "pytorch_model.bin":  # nothing is lost that is not replaced
+    if name.endswith(".bin"):  # nothing is lost that is not replaced
         assert (tmp_path / name).read_text() == "mine"
 
 
@@ -273,11 +285,15 @@ def test_wrong_calls(inside, model, tmp_path):
     (tmp_path / "file").write_text("mine")
     new = tmp_path / "new"
     assert "required" in error(2, model)
-    assert "the name of the output folder is empty" in error(2, model, "")
+    assert "FOLDER: the name of the folder is empty" in error(2, model, "")
     assert "the name of the model is empty" in error(2, "", new)
-    assert "there is a file" in error(2, model, tmp_path / "file")
+    assert f"'{tmp_path}/file': this must be a folder, and there is a file" in error(
+        2, model, tmp_path / "file"
+    )
     assert "there is a file" in error(2, model, tmp_path / "file" / "below")
-    assert 'such as "5GB"' in error(2, model, new, "--max-shard-size", "5 potatoes")
+    assert "the folder cannot be used (File name too long)" in error(2, model, tmp_path / ("x" * 300))
+    for size in ("5 potatoes", "0", "1.5", "9" * 30):
+        assert 'such as "5GB"' in error(2, model, new, "--max-shard-size", size)
     assert "invalid choice" in error(2, model, new, "--dtype", "int8")
     assert "config.json" in error(1, tmp_path, new)
     assert "a folder, or owner/name" in error(1, tmp_path / "none", new)

@@ -282,8 +282,19 @@ def test_a_copy_that_fails_changes_nothing(inside, model_copy, tmp_path, monkeyp
     before = content_of(target)
     assert "the disk is full" in error_of(inside("download", model_copy, "--to", target, "--force"), 1)
     assert content_of(target) == before
+
+
+def test_a_folder_that_cannot_be_is_seen_before_anything_is_downloaded(hub, online, model, tmp_path):
+    hub.add("o/n", files_of(model))
     (tmp_path / "file").write_text("in the way")
-    assert inside("download", model_copy, "--to", tmp_path / "file").returncode == 1
+    for target, text in (
+        ("", "--to: the name of the folder is empty"),
+        (tmp_path / "file", "there is a file"),
+        (tmp_path / "file" / "below", "there is a file"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        assert text in error_of(online("download", "o/n", "--to", target), 2)
+    assert hub.log == []
 
 
 def test_a_model_without_a_tokenizer(inside, model_copy):

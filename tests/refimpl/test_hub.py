@@ -37,9 +37,9 @@ def content(path: str | Failure) -> bytes:
     return Path(path).read_bytes()
 
 
-def left_over(cache: Path) -> list[str]:
-    """What is there, or remains, of downloads that have not ended well."""
-    return [path.name for path in cache.rglob("*") if path.name.endswith(".incomplete")]
+def has_begun(cache: Path) -> bool:
+    """Whether a part of a file has arrived."""
+    return any(path.stat().st_size for path in cache.rglob("*.incomplete"))
 
 
 # --- a folder ----------------------------------------------------------------------------------------
@@ -62,6 +62,20 @@ def test_a_folder_needs_no_hub(tmp_path, library):
         resolve(folder / "a.txt", "b.txt")
     assert pin(folder, revision="v1") == {"revision": "v1"}
     assert library.calls == []
+
+
+@pytest.mark.parametrize("question", ["is_dir", "is_file"])
+def test_a_folder_that_nobody_may_look_into(library, tmp_path, monkeypatch, question):
+    """Simulated: whoever runs the tests may be allowed everything."""
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, question, refuse)
+    with pytest.raises(MissingFileError, match=r"it cannot be read \(Permission denied\)") as caught:
+        resolve(tmp_path, "config.json", required=False)
+    assert (caught.value.reason, library.calls) == ("failed", [])
+    assert str(caught.value).startswith(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -353,7 +367,7 @@ def test_a_killed_download_leaves_nothing_to_be_used(hub_server, hub_child, tmp_
     hub_server.fail("model.safetensors", slow(5))
     with Child(hub_server.url, tmp_path / "home") as victim:
         victim.ask(RESOLVE, "o/n", "model.safetensors", cache_dir=tmp_path / "cache")
-        until(lambda: left_over(tmp_path / "cache"))
+        until(lambda: has_begun(tmp_path / "cache"))
         victim.kill()
     options = {"cache_dir": tmp_path / "cache"}
     assert not hub_child.call(RESOLVE, "o/n", "model.safetensors", local_files_only=True, **options)

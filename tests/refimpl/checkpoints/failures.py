@@ -12,6 +12,8 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -88,11 +90,28 @@ def prepare(folder: Path) -> None:
 
 
 def fill(models: dict[str, Any], folder: Path, before: Save | None) -> None:
-    """Make the folder new, with the files of others, and with a model if there is to be one."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Let the folder hold the files of others, a model if there is to be one, and nothing else."""
+    wanted = {**FOREIGN, **(files_of(models, before) if before else {})}
     prepare(folder)
-    if before:
-        save_quickly(models, before, folder)
+    for entry in os.scandir(folder):
+        if entry.is_symlink() or (entry.is_file() and entry.name not in wanted):
+            os.unlink(entry.path)
+        elif entry.name == SAVING:
+            shutil.rmtree(entry.path)
+    for name, content in wanted.items():
+        (folder / name).write_bytes(content)
+
+
+_FILES: dict[Save, dict[str, bytes]] = {}
+
+
+def files_of(models: dict[str, Any], what: Save) -> dict[str, bytes]:
+    """What an undisturbed save writes, which is the same every time."""
+    if what not in _FILES:
+        with tempfile.TemporaryDirectory() as folder:
+            save_quickly(models, what, Path(folder))
+            _FILES[what] = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return _FILES[what]
 
 
 def held(folder: Path, by_us_too: bool = False) -> str | None:
@@ -151,15 +170,17 @@ def check_foreign(folder: Path) -> None:
 def every_operation(act: Callable[[str, int], None]) -> Iterator[list[str]]:
     """`act(operation, number)` is called before each operation; gives the list of those so far.
 
-    What `act` does itself is not counted. A file is closed even if that fails, as on Linux. Nothing waits for the disk.
+    What `act` does itself is not counted, and neither is what other threads do. A file is closed even if that fails, as
+    on Linux. Nothing waits for the disk.
     """
     done: list[str] = []
     acting = False
+    thread = threading.get_ident()
 
     def wrapped(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             nonlocal acting
-            if acting:
+            if acting or threading.get_ident() != thread:
                 return real(*arguments, **options)
             done.append(name)
             acting = True
@@ -300,10 +321,8 @@ def digests_of(models: dict[str, Any], saves: Any, parent: Path) -> list[str | N
     """What `held` says of these saves."""
     found: list[str | None] = []
     for what in saves:
-        shutil.rmtree(parent / "alone", ignore_errors=True)
-        if what is not None:
-            save_quickly(models, what, parent / "alone")
-        found.append(held(parent / "alone") if what is not None else None)
+        fill(models, parent / "alone", what)
+        found.append(held(parent / "alone"))
     return found
 
 

@@ -11,6 +11,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,17 @@ def models() -> dict[str, Any]:
     return {name: make() for name, make in MODELS.items()}
 
 
+@pytest.fixture
+def quick_path(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder, in memory if the system has one there: these tests write some ten thousand small files."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK | os.X_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory, prefix="refimpl-test-") as folder:
+        yield Path(folder)
+
+
 def check(folder: Path, digests: list[str | None], error: BaseException, at: int) -> None:
     """After one failure: a whole model, the one that the error speaks of, and no litter."""
     found = held(folder)
@@ -65,14 +78,20 @@ def check(folder: Path, digests: list[str | None], error: BaseException, at: int
     check_foreign(folder)
 
 
+#: Where a failure does no harm, so that the save goes on: a folder that cannot be looked at, or made, may be there all
+#: the same; what a killed process left may stay; and a lock ends with its process.
+HARMLESS = {"lstat", "mkdir", "listdir", "close"}
+
+
 @each_transition
 @pytest.mark.parametrize("kind", ["error", "interrupt"])
-def test_each_operation_fails_once(models, tmp_path, before, after, kind):
-    digests = digests_of(models, (before, after), tmp_path)
+def test_each_operation_fails_once(models, quick_path, before, after, kind):
+    digests = digests_of(models, (before, after), quick_path)
     assert digests[0] != digests[1]
-    folder = tmp_path / "model"
+    folder = quick_path / "model"
     fill(models, folder, before)
-    ends = {False: 0, True: 0}
+    failed = {"before the step": 0, "after it": 0}
+    harmless = set()
     operations = OPERATIONS if kind == "error" else CHANGES
     for at in range(1, 1000):
         number = ERRORS[at % len(ERRORS)]
@@ -81,25 +100,28 @@ def test_each_operation_fails_once(models, tmp_path, before, after, kind):
             with failing(error, at, operations) as done:
                 save(models, after, folder)
         except (SaveError, KeyboardInterrupt) as caught:
-            assert len(done) >= at
             check(folder, digests, caught, at)
-        assert held(folder) in digests
-        if len(done) < at:
-            break
-        replaced = held(folder) == digests[1]
-        ends[replaced] += 1
-        if replaced:
+            failed["after it" if held(folder) == digests[1] else "before the step"] += 1
+        else:
+            assert held(folder) == digests[1], at
+            assert not litter(folder), at
+            if len(done) < at:  # every operation of an undisturbed save has failed once
+                break
+            harmless.add(done[at - 1])
+        assert len(done) >= at
+        if held(folder) != digests[0]:
             fill(models, folder, before)
-    # Most fail before the step; those of tidying up after it.
-    assert ends[False]
-    assert ends[False] > 10
+    else:
+        pytest.fail("no save has ended")
+    assert all(failed.values()), failed
+    assert harmless <= (HARMLESS if kind == "error" else set())
 
 
 @each_transition
-def test_everything_fails_from_some_change_on(models, tmp_path, before, after):
+def test_everything_fails_from_some_change_on(models, quick_path, before, after):
     """The disk is gone, and comes back: what is there is one of the two, and the next save tidies up."""
-    digests = digests_of(models, (before, after), tmp_path)
-    folder = tmp_path / "model"
+    digests = digests_of(models, (before, after), quick_path)
+    folder = quick_path / "model"
     for at in range(1, 1000):
         changes = 0
 
@@ -125,10 +147,10 @@ def test_everything_fails_from_some_change_on(models, tmp_path, before, after):
 
 
 @each_transition
-def test_a_disk_that_stays_full(models, tmp_path, before, after):
+def test_a_disk_that_stays_full(models, quick_path, before, after):
     """Writing fails from some point on; everything else goes on working, so nothing may be left."""
-    digests = digests_of(models, (before, after), tmp_path)
-    folder = tmp_path / "model"
+    digests = digests_of(models, (before, after), quick_path)
+    folder = quick_path / "model"
     fill(models, folder, before)
     for at in range(1, 1000):
         writes = 0
@@ -175,9 +197,9 @@ def test_killed_at_random_moments(tmp_path):
 
 
 @needs_fork
-def test_killed_before_each_change(tmp_path):
+def test_killed_before_each_change(quick_path):
     some = ["nothing to shards", "a file to a file", "shards to fewer shards"]
-    assert killed(tmp_path, *(some if KILLS < 1000 else TRANSITIONS))["killed"] > 100
+    assert killed(quick_path, *(some if KILLS < 1000 else TRANSITIONS))["killed"] > 100
 
 
 # --- what a killed process left ------------------------------------------------------------------
@@ -253,25 +275,25 @@ def test_temporary_files_of_killed_processes_are_removed(models, tmp_path):
 # --- weights without a config --------------------------------------------------------------------
 
 
-def test_a_failure_leaves_the_old_weights(tmp_path):
+def test_a_failure_leaves_the_old_weights(quick_path):
     old, new = {"a": np.ones(3, np.float32)}, {"a": np.zeros(3, np.float32), "b": np.ones((40, 5))}
-    save_weights(tmp_path, old)
-    before = (tmp_path / "model.safetensors").read_bytes()
+    save_weights(quick_path, old)
+    before = (quick_path / "model.safetensors").read_bytes()
     for at in range(1, 1000):
         try:
             with failing(OSError(errno.EIO, "broken"), at) as done:
-                save_weights(tmp_path, new, max_shard_size=1000)
+                save_weights(quick_path, new, max_shard_size=1000)
         except SaveError as error:
             if getattr(error, "saved", False):
-                assert (tmp_path / "model.safetensors.index.json").is_file()
-                save_weights(tmp_path, old)
-            assert os.listdir(tmp_path) == ["model.safetensors"]
-            assert (tmp_path / "model.safetensors").read_bytes() == before
+                assert (quick_path / "model.safetensors.index.json").is_file()
+                save_weights(quick_path, old)
+            assert os.listdir(quick_path) == ["model.safetensors"]
+            assert (quick_path / "model.safetensors").read_bytes() == before
             continue
         if len(done) < at:
             break
-        save_weights(tmp_path, old)
-    assert sorted(os.listdir(tmp_path)) == [
+        save_weights(quick_path, old)
+    assert sorted(os.listdir(quick_path)) == [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
         "model.safetensors.index.json",

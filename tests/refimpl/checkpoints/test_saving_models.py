@@ -196,3 +196,13 @@ def test_a_function_cannot_be_saved(tmp_path):
     with pytest.raises(SaveError, match="hidden_act: a function"):
         save_model(model, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_every_backend_writes_the_same_bytes(tmp_path):
+    """However it arranges the numbers in memory."""
+    save_model(tiny_neox(), tmp_path / "first")
+    for backend in ("numpy", "numba"):
+        model = GPTNeoXForCausalLM.from_pretrained(tmp_path / "first", backend=backend)
+        save_model(model, tmp_path / backend)
+        for path in (tmp_path / "first").iterdir():
+            assert (tmp_path / backend / path.name).read_bytes() == path.read_bytes(), (backend, path.name)

@@ -183,7 +183,7 @@ import numpy as np
 from refimpl import GPTNeoXForCausalLM
 from refimpl.checkpoints.saving import save_model
 from tests.tiny import tiny_neox
-model = GPTNeoXForCausalLM.from_pretrained(sys.argv[1])
+model = GPTNeoXForCausalLM.from_pretrained(sys.argv[1], backend="numpy")
 assert not model.gpt_neox.embed_in.weight.flags.owndata
 before = {name: array.tobytes() for name, array in model.state_dict().items()}
 save_model(model, sys.argv[1])
@@ -191,7 +191,7 @@ save_model(tiny_neox(seed=9, hidden_size=48), sys.argv[1])
 save_model(model, sys.argv[1], 4000)
 save_model(model, sys.argv[1])
 assert before == {name: array.tobytes() for name, array in model.state_dict().items()}
-again = GPTNeoXForCausalLM.from_pretrained(sys.argv[1])
+again = GPTNeoXForCausalLM.from_pretrained(sys.argv[1], backend="numpy")
 assert before == {name: array.tobytes() for name, array in again.state_dict().items()}
 print("done")
 """

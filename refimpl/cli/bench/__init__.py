@@ -18,6 +18,7 @@ from refimpl.errors import InputError, quote
 #: subject -> (module, what is measured)
 SUBJECTS = {
     "tokenizer": ("tokenizer", "encoding and decoding, in MB/s"),
+    "model": ("model", "reading a prompt and writing, in tokens/s, with any backend"),
 }
 
 _HELP = """\
@@ -26,6 +27,7 @@ Measure speed on this machine, side by side with other implementations where the
 Examples:
   {prog} tokenizer
   {prog} tokenizer --quick --vs transformers
+  {prog} model -p 512 -n 128
 
 usage: {prog} SUBJECT [options]
 
@@ -62,7 +64,8 @@ class Family:
         )
 
     def _help(self) -> str:
-        subjects = "\n".join(f"  {name}  {what}" for name, (_, what) in SUBJECTS.items())
+        width = max(map(len, SUBJECTS))
+        subjects = "\n".join(f"  {name:{width}}  {what}" for name, (_, what) in SUBJECTS.items())
         return _HELP.format(prog=self.prog, subjects=subjects)
 
 

@@ -118,11 +118,13 @@ def speeds(size: int, seconds: Sequence[float]) -> list[float]:
     return [size / 1e6 / one for one in seconds]
 
 
-def take_turns(first: Run, second: Run, repeat: int) -> tuple[list[float], list[float]]:
-    """The seconds of both, run `repeat` times in turn; fewer times where that takes long."""
+def take_turns(
+    first: Run, second: Run, repeat: int, enough: float = _LONG_SERIES
+) -> tuple[list[float], list[float]]:
+    """The seconds of both, run `repeat` times in turn; fewer times where that takes `enough` seconds."""
     pairs: list[tuple[float, float]] = []
     spent = 0.0
-    while len(pairs) < repeat and (spent < _LONG_SERIES or len(pairs) < _FEW_PAIRS):
+    while len(pairs) < repeat and (spent < enough or len(pairs) < _FEW_PAIRS):
         pairs.append((first(), second()))
         spent += sum(pairs[-1])
     return [one for one, _ in pairs], [other for _, other in pairs]
@@ -255,3 +257,14 @@ def growth(
 def _times(seconds: float, shortest: float) -> int:
     """How often to do something that takes `seconds`, so that all of it takes at least `shortest`."""
     return max(1, min(100_000, math.ceil(shortest / seconds)))
+
+
+def rounded(value: Any) -> Any:
+    """Six digits of every real number: a clock has no more."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return value

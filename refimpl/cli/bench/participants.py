@@ -25,14 +25,18 @@ PEERS = Path(refimpl.__file__).parents[1] / "golden" / "peers"
 START_LIMIT = 300.0
 
 #: Each library asks another variable how many threads it may use.
-_THREAD_VARIABLES = ("RAYON_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
+_THREAD_VARIABLES = (
+    *("RAYON_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS"),
+    *("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),  # to these libraries they say more than OMP's
+)
 
 
 class Participant:
     """A program that is measured, in a child process that is started when it is first asked.
 
     `adapter` is what `worker.py` loads; `options` go to its `prepare`.  Every request has to be answered
-    within `limit` seconds.  After a failure the process is ended, and a new one is started for the next request.
+    within `limit` seconds, loading within `start_limit`.  After a failure the process is ended, and a new one
+    is started for the next request.
     """
 
     def __init__(
@@ -45,13 +49,20 @@ class Participant:
         options: dict[str, Any] | None = None,
         python: str = sys.executable,
         limit: float = 60.0,
+        start_limit: float = START_LIMIT,
     ):
-        self.name, self.threads, self.limit = name, threads, limit
+        self.name, self.threads, self.limit, self._start_limit = name, threads, limit, start_limit
         self._command = [python, "-P", str(_HERE / "worker.py"), str(adapter)]
         self._request = {"do": "prepare", "model": model, "threads": threads, "options": options or {}}
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._errors: IO[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The id of the process, while there is one."""
+        process = self._process
+        return None if process is None else process.pid
 
     def start(self) -> dict[str, Any]:
         """Starts the process. Returns: what the adapter says of itself, and how long it took.
@@ -76,7 +87,7 @@ class Participant:
         threading.Thread(
             target=_pass_on, args=(self._process.stdout, self._answers), daemon=True
         ).start()  # the only way to wait for a pipe no longer than so long on every system
-        return self._exchange(self._request, START_LIMIT)
+        return self._exchange(self._request, self._start_limit)
 
     def ask(self, do: str, limit: float | None = None, **request: Any) -> dict[str, Any]:
         """The answer of the process (see `worker.py`).

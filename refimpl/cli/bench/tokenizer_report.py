@@ -8,7 +8,7 @@ from typing import Any
 
 from refimpl import __version__
 from refimpl.cli import common, terminal
-from refimpl.cli.bench.pairs import Against, Result, Spread
+from refimpl.cli.bench.pairs import Against, Result, Spread, rounded
 
 _HEADINGS = {
     "short": "Short strings, one call each",
@@ -151,8 +151,8 @@ class Report:
             "texts": self.texts,
             "participants": self._participants,
             "unavailable": self.unavailable,
-            "results": [_rounded(asdict(result)) for result in self._results],
-            "first_calls": [_rounded(asdict(call)) for call in self._first_calls],
+            "results": [rounded(asdict(result)) for result in self._results],
+            "first_calls": [rounded(asdict(call)) for call in self._first_calls],
             "differences": self._differences,
         }
 
@@ -207,14 +207,3 @@ def _heading(case: str, threads: int) -> str:
 
 def _count(threads: int) -> str:
     return f"{threads} thread{'s' if threads != 1 else ''}"
-
-
-def _rounded(value: Any) -> Any:
-    """Six digits of every real number: a clock has no more."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_rounded(one) for one in value]
-    return value

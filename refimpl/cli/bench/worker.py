@@ -8,17 +8,20 @@ of an adapter, a Python file with
 
 that returns `versions` (package -> version), `threads` (how many it will use), `what` (in words) and
 `operations` (name -> function of one argument).  It raises ImportError or NotImplementedError, with a
-sentence, where there is nothing to measure.
+sentence, where there is nothing to measure.  A function `begin(options)`, where there is one, is called before:
+it imports what only the options can tell, which counts as importing and not as loading.
 
 Requests come as JSON objects, one a line, on standard input; each has one answer, a line on standard output:
 
-    {"do": "prepare", "model": ..., "threads": 1, "options": {}}   -> what `prepare` returned, and the
-                                                                     seconds of importing and of loading
+    {"do": "prepare", "model": ..., "threads": 1, "options": {}}   -> what `prepare` returned, the
+                                                                     seconds of importing and of loading, and the
+                                                                     memory after importing (see below)
     {"do": "give", "name": "texts", "items": [...]}                -> {}; keeps the items under that name
     {"do": "make", "name": "ids", "operation": "encode", "of": "texts", "each": true}
                                                                   -> sha256 of each result; keeps the results
     {"do": "run", "operation": "encode", "of": ["a", "b"], "each": true, "first": 0, "times": 3}
                                                                   -> {"seconds": ...} of a, b and a again
+    {"do": "call", "operation": "facts", "item": ...}              -> {"result": ...} of one call
     {"do": "show", "name": "ids", "index": 0}                      -> {"item": ...}
     {"do": "forget"}                                               -> {}; drops all that it keeps
 
@@ -60,11 +63,15 @@ class Worker:
     def do_prepare(self, model: str, threads: int, options: dict[str, Any]) -> dict[str, Any]:
         began = time.perf_counter()
         module = _load(self._adapter)
+        if hasattr(module, "begin"):
+            module.begin(options)
         imported = time.perf_counter()
+        memory = anonymous_memory()
         prepared = module.prepare(model, threads, options)
         loaded = time.perf_counter()
         self._operations = prepared.pop("operations")
-        return {**prepared, "import_seconds": imported - began, "load_seconds": loaded - imported}
+        times = {"import_seconds": imported - began, "load_seconds": loaded - imported}
+        return {**prepared, **times, "memory_after_import": memory}
 
     def do_give(self, name: str, items: list[Any]) -> dict[str, Any]:
         self._kept[name] = items
@@ -89,12 +96,25 @@ class Worker:
                 function(items)
         return {"seconds": time.perf_counter() - began}
 
+    def do_call(self, operation: str, item: Any) -> dict[str, Any]:
+        return {"result": self._operations[operation](item)}
+
     def do_show(self, name: str, index: int) -> dict[str, Any]:
         return {"item": self._kept[name][index]}
 
     def do_forget(self) -> dict[str, Any]:
         self._kept.clear()
         return {}
+
+
+def anonymous_memory(process: int | str = "self") -> int | None:
+    """The bytes that a process holds and no file stands behind; None where the system does not tell."""
+    try:
+        with open(f"/proc/{process}/status", encoding="utf-8", errors="replace") as status:
+            lines = dict(line.split(":", 1) for line in status if ":" in line)
+        return 1024 * int(lines["RssAnon"].removesuffix("kB\n"))
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def _load(path: str) -> Any:

@@ -87,7 +87,7 @@ def _score_four(query, query_at, key, key_at, step, keys, head_dim, scale, score
 @njit(nogil=True, cache=True, error_model="numpy")
 def _exponentials(scores, row, keys, seen, visible, batch):
     """Scores become e**(score - largest), 0 for keys from `seen` on and those not visible.  -> 1 / their sum, or 0"""
-    if visible is not None:
+    if visible.size:
         for t in range(seen):
             if not visible[batch, t]:
                 scores[row, t] = _HIDDEN
@@ -210,21 +210,23 @@ def _attend(part, parts, query, key, value, visible, offset, scale, context):
 
 
 _strided = types.Array(types.float32, 4, "A", readonly=True)
+_visible = types.Array(types.bool_, 2, "C", readonly=True)
 _whole = types.float32[:, :, :, ::1]
+_numbers = (types.int64, types.float32)
 
 
-def _signature(visible):
-    numbers = (types.int64, types.float32)
-    return types.void(types.int64[::1], _whole, _strided, _strided, visible, *numbers, _whole)
-
-
-@njit([_signature(types.none), _signature(types.bool_[:, ::1])], nogil=True, cache=True)
+@njit(
+    [types.void(types.int64[::1], _whole, _strided, _strided, _visible, *_numbers, _whole)],
+    nogil=True,
+    cache=True,
+)
 def attend(pool, query, key, value, visible, offset, scale, context):
     """context = softmax(scale * query @ key.T, where visible) @ value, of causal attention
 
     query, context: float32 [batch, heads, q_seq, head_dim].
     key, value: float32 [batch, heads, kv_seq, head_dim], of which each row of `head_dim` numbers lies together.
-    visible: bool [batch, kv_seq], or None; offset: of the first query, which sees keys 0 .. offset.
+    visible: bool [batch, kv_seq]; [0, 0]: all are.
+    offset: of the first query, which sees keys 0 .. offset.
     A query that sees no key gets zeros.
     """
     parallel(pool, _attend, (query, key, value, visible, offset, scale, context))

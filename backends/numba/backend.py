@@ -14,6 +14,9 @@ from refimpl.backends.numba.regions import pool_of
 from refimpl.backends.quantized import QuantizedMatrix
 from refimpl.errors import BackendError, quote
 
+#: Stands for "every key is visible" in the kernel of attention.
+_ALL = np.ones((0, 0), np.bool_)
+
 
 class NumbaBackend(Backend):
     """Kernels for float32; what has none (float64, a mask of the caller's own) is computed by the definition.
@@ -51,7 +54,8 @@ class NumbaBackend(Backend):
         rows = x.size // length
         padded = weight.panels.shape[0] * weight.panels.shape[2]
         y = aligned_empty((rows, padded), np.float32)
-        multiply = products.multiply_few_rows if rows < products.MANY_ROWS else products.multiply_many_rows
+        multiply = products.multiply_many_rows if rows >= products.MANY_ROWS else products.multiply_few_rows
+        multiply = products.multiply_one_row if rows == 1 else multiply
         inside = bias if padded == out else None
         multiply(
             self._pool.ready(),
@@ -113,7 +117,7 @@ class NumbaBackend(Backend):
             np.ascontiguousarray(query),
             _with_whole_rows(key),
             _with_whole_rows(value),
-            None if mask.key_visible is None else np.ascontiguousarray(mask.key_visible),
+            _ALL if mask.key_visible is None else np.ascontiguousarray(mask.key_visible),
             mask.offset,
             np.float32(scale),
             context,

@@ -6,6 +6,7 @@ full panel is filled with zeros.  Nothing is rounded: unpacked, a matrix is what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -177,10 +178,9 @@ def _exchanged(packed: np.ndarray) -> np.ndarray:
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Memory that begins with a cache line, which vectors are read from faster.  -> [*shape], not set"""
-    dtype = np.dtype(dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + 64, np.uint8)
-    first = -memory.ctypes.data % 64
+    first = -memory.__array_interface__["data"][0] % 64
     return memory[first : first + size].view(dtype).reshape(shape)
 
 

@@ -15,6 +15,8 @@ from refimpl.backends.numba.tiles import (
     CODES_PER_WORD,
     OUTPUTS,
     ROWS,
+    row_of_32,
+    row_of_64,
     tile_of_1,
     tile_of_2,
     tile_of_4,
@@ -29,8 +31,8 @@ BLOCK = 256
 #: From so many rows on, weights are widened once for all of them; below, in every tile anew.
 MANY_ROWS = 16
 
-#: So many panels take turns with a block of x that has many rows, while it is in the cache.
-_GROUP = 8
+#: So many panels take turns with a block of x, and so many rows of it at once: all that together fits the cache.
+_GROUP, _ROWS_AT_ONCE = 8, 512
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -72,8 +74,25 @@ def _add_bias(y, bias, begin, end):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _one_row(part, parts, x, w, code, scale, block, bias, y):
+    """Panel after panel, each read once from its beginning to its end."""
+    panels, length, width = w.shape
+    for panel in range(panels * part // parts, panels * (part + 1) // parts):
+        for k in range(0, x.shape[1], block):
+            steps = min(block, x.shape[1] - k)
+            w_at = (panel * length + (k if code is None else k // CODES_PER_WORD)) * width
+            scale_at = 0 if scale is None else (panel * scale.shape[1] + k // block % scale.shape[1]) * width
+            if width == 64:
+                row_of_64(x, k, 0, w, w_at, 64, steps, code, scale, scale_at, y, panel * 64, 0, k == 0)
+            else:
+                row_of_32(x, k, 0, w, w_at, 32, steps, code, scale, scale_at, y, panel * 32, 0, k == 0)
+        if bias is not None:
+            _add_bias(y, bias, panel * width, (panel + 1) * width)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def _few_rows(part, parts, x, w, code, scale, block, bias, y):
-    """Weights are widened in the tile: panel after panel, each read from its beginning to its end."""
+    """Weights are widened in the tile, for some rows at a time."""
     panels, length, width = w.shape
     for panel in range(panels * part // parts, panels * (part + 1) // parts):
         for k in range(0, x.shape[1], block):
@@ -101,38 +120,48 @@ def _few_rows(part, parts, x, w, code, scale, block, bias, y):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _many_rows(part, parts, x, w, code, scale, block, bias, y):
-    """Weights are widened into a small array, which stays in the cache while all rows are multiplied by it."""
+    """Weights are widened once for up to `_ROWS_AT_ONCE` rows.
+
+    The block of x, the sums and the widened weights lie together in small arrays of this thread: in x and y the
+    rows are so far apart, often by a multiple of 4096 bytes, that they push each other out of the cache.
+    """
     panels, length, width = w.shape
-    memory = np.empty(block * OUTPUTS + LANES, np.float32)
-    skip = -memory.ctypes.data % 64 // 4  # registers are filled faster from whole cache lines
-    wide = memory[skip : skip + block * OUTPUTS]
     end = panels * (part + 1) // parts
-    for group in range(panels * part // parts, end, _GROUP):
-        for k in range(0, x.shape[1], block):
-            steps = min(block, x.shape[1] - k)
-            for panel in range(group, min(group + _GROUP, end)):
-                w_at = (panel * length + (k if code is None else k // CODES_PER_WORD)) * width
-                scale_at = (
-                    0 if scale is None else (panel * scale.shape[1] + k // block % scale.shape[1]) * width
-                )
-                for lane in range(0, width, OUTPUTS):
-                    _widen(w, w_at + lane, width, steps, code, wide)
-                    _block(
-                        x,
-                        k,
-                        wide,
-                        0,
-                        OUTPUTS,
-                        steps,
-                        None,
-                        scale,
-                        scale_at + lane,
-                        y,
-                        panel * width + lane,
-                        k == 0,
+    most = min(_ROWS_AT_ONCE, x.shape[0])
+    wide, inputs, sums = _aligned(block * OUTPUTS), _aligned(most * block), _aligned(most * _GROUP * width)
+    for first in range(0, x.shape[0], most):
+        rows = min(most, x.shape[0] - first)
+        for group in range(panels * part // parts, end, _GROUP):
+            here = min(_GROUP, end - group)
+            outputs = sums[: rows * here * width].reshape(rows, here * width)
+            for k in range(0, x.shape[1], block):
+                steps = min(block, x.shape[1] - k)
+                block_of_x = inputs[: rows * steps].reshape(rows, steps)
+                for row in range(rows):
+                    block_of_x[row] = x[first + row, k : k + steps]
+                for i in range(here):
+                    panel = group + i
+                    w_at = (panel * length + (k if code is None else k // CODES_PER_WORD)) * width
+                    scale_at = (
+                        0 if scale is None else (panel * scale.shape[1] + k // block % scale.shape[1]) * width
                     )
-        if bias is not None:
-            _add_bias(y, bias, group * width, min(group + _GROUP, end) * width)
+                    for lane in range(0, width, OUTPUTS):
+                        _widen(w, w_at + lane, width, steps, code, wide)
+                        _block(
+                            block_of_x, 0, wide, 0, OUTPUTS, steps, None, scale, scale_at + lane,
+                            outputs, i * width + lane, k == 0,
+                        )  # fmt: skip
+            if bias is not None:
+                _add_bias(outputs, bias[group * width :], 0, here * width)
+            y[first : first + rows, group * width : (group + here) * width] = outputs
+
+
+@njit(nogil=True, cache=True)
+def _aligned(size):
+    """float32 [size], at the beginning of a cache line: registers are filled faster from whole ones."""
+    memory = np.empty(size + LANES, np.float32)
+    skip = -memory.ctypes.data % 64 // 4
+    return memory[skip : skip + size]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -143,8 +172,8 @@ def _widen(w, w_at, width, steps, code, wide):
 
 
 @njit(nogil=True, cache=True)
-def multiply_few_rows(pool, x, w, code, scale, block, bias, y):
-    """y = x @ w.T (+ bias).  float32 [rows, k], panels [n, k, outputs] -> float32 [rows, n * outputs]
+def multiply_one_row(pool, x, w, code, scale, block, bias, y):
+    """y = x @ w.T (+ bias).  float32 [1, k], panels [n, k, outputs] -> float32 [1, n * outputs]
 
     w: float32, int16 (bits of float16), uint16 (bits of bfloat16) or int8, and `code` None; or int32 words of eight
         places each in `code`, float32 [16].
@@ -152,6 +181,12 @@ def multiply_few_rows(pool, x, w, code, scale, block, bias, y):
     block: how many k are added up before they are scaled and added to y.
     bias: float32 [n * outputs], or None.
     """
+    parallel(pool, _one_row, (x, w, code, scale, block, bias, y))
+
+
+@njit(nogil=True, cache=True)
+def multiply_few_rows(pool, x, w, code, scale, block, bias, y):
+    """As `multiply_one_row`, bit for bit.  float32 [rows, k] -> float32 [rows, n * outputs]"""
     parallel(pool, _few_rows, (x, w, code, scale, block, bias, y))
 
 

@@ -43,9 +43,9 @@ _SIZE = 40
 
 _I64, _I32, _BYTES = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
 
-# How often a worker looks for work before it sleeps: some 200 microseconds, longer than what lies between two
-# operations of a model, and short enough that a program that does something else is not disturbed.
-_LOOKS = 5_000
+# How often a worker looks for work before it sleeps: for about a millisecond, longer than what lies between two
+# operations of a model or two tokens, and short enough that a program that does something else is not disturbed.
+_LOOKS = 50_000
 
 #: Parts for each thread: enough that one that was held up does not keep the others waiting for long.
 _PARTS_PER_THREAD = 4

@@ -47,7 +47,7 @@ CODES_PER_WORD = 8
 _BYTE = ir.IntType(8)
 
 
-def _make_tile(rows: int) -> Any:
+def _make_tile(rows: int, vectors: int = VECTORS) -> Any:
     @intrinsic
     def tile(
         typing, x, x_at, x_stride, w, w_at, width, steps, code, scale, scale_at, y, y_at, y_stride, first
@@ -83,7 +83,7 @@ def _make_tile(rows: int) -> Any:
                 for row in range(rows)
             ]
             zero = ir.Constant(floats.llvm, [0.0] * LANES)
-            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(VECTORS)] for _ in range(rows)]
+            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(vectors)] for _ in range(rows)]
             w_type = at["w"].dtype
             packed = w_type == types.int32
             table: Any = _table(context, builder, at["code"], given["code"]) if packed else None
@@ -91,7 +91,7 @@ def _make_tile(rows: int) -> Any:
             def multiply(k, weights):
                 for row in range(rows):
                     factor = splat(builder, builder.load(builder.gep(x_rows[row], [k])))
-                    for vector in range(VECTORS):
+                    for vector in range(vectors):
                         register = sums[row][vector]
                         builder.store(
                             fused(builder, factor, weights[vector], builder.load(register)), register
@@ -101,10 +101,10 @@ def _make_tile(rows: int) -> Any:
                 offset = builder.add(number("w_at"), builder.mul(step, number("width")))
                 found = [
                     place("w", builder.add(offset, constant(LANES * vector)), _BYTE)
-                    for vector in range(VECTORS)
+                    for vector in range(vectors)
                 ]
                 if rows < ROWS:
-                    size = LANES * VECTORS * w_type.bitwidth // 8
+                    size = LANES * vectors * w_type.bitwidth // 8
                     for line in range(0, size, 64):
                         fetch_ahead(builder, builder.gep(found[0], [constant(_AHEAD_BYTES + line)]))
                 return found
@@ -130,7 +130,7 @@ def _make_tile(rows: int) -> Any:
             is_first = builder.icmp_unsigned(
                 "!=", context.cast(builder, given["first"], at["first"], types.int8), ir.Constant(_BYTE, 0)
             )
-            for vector in range(VECTORS):
+            for vector in range(vectors):
                 lanes = constant(LANES * vector)
                 scaled = None
                 if not isinstance(at["scale"], types.NoneType):
@@ -224,6 +224,9 @@ def _table_in_memory(builder: Any, address: Any) -> Any:
 #: One for each number of rows: the largest first, the rest of the rows with the smaller ones.
 tile_of_all = _make_tile(ROWS)
 tile_of_4, tile_of_2, tile_of_1 = _make_tile(4), _make_tile(2), _make_tile(1)
+
+#: One row and all outputs of a panel of 32 or 64: so many sums that none waits for the one before it.
+row_of_32, row_of_64 = _make_tile(1, 2), _make_tile(1, 4)
 
 
 @intrinsic

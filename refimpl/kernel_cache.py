@@ -14,10 +14,13 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+#: Called with a line for people where machine code has to be made first, which takes seconds. The command line sets it.
+announce: Callable[[str], None] | None = None
 
 
 def cache_root() -> Path:
@@ -74,6 +77,11 @@ def kernel_cache(package: Path) -> Iterator[Path | None]:
     before = config.CACHE_DIR
     if usable:
         config.CACHE_DIR = str(folder)
+    if announce is not None and not (usable and any(folder.rglob("*.nbi"))):
+        announce(
+            "Compiling for this processor, which takes some ten seconds"
+            + (", once ..." if usable else " ...")
+        )
     try:
         yield folder if usable else None
     finally:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from refimpl import kernel_cache
 from refimpl.cli import terminal
 from refimpl.errors import InputError, RefimplError, quote
 
@@ -52,6 +53,8 @@ More about a command: refimpl COMMAND --help.  The version: refimpl --version.
 def run() -> NoReturn:
     """The console script: ends the process with the exit code."""
     terminal.prepare_streams()
+    if sys.stderr.isatty():
+        kernel_cache.announce = terminal.note
     sys.exit(main())
 
 

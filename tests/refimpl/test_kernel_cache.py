@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from refimpl.kernel_cache import cache_root, content_key, private_folder
+import refimpl.kernel_cache
+from refimpl.kernel_cache import cache_root, content_key, kernel_cache, private_folder
 
 PROGRAM = """
 import sys
@@ -98,3 +99,25 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert cache_root() == Path("/x/refimpl")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert cache_root() == Path.home() / ".cache" / "refimpl"
+
+
+def test_people_are_told_before_code_is_made(monkeypatch, tmp_path):
+    said = []
+    monkeypatch.setattr(refimpl.kernel_cache, "announce", said.append)
+    monkeypatch.setenv("REFIMPL_CACHE_DIR", str(tmp_path / "cache"))
+    package = tmp_path / "kernels"
+    package.mkdir()
+    with kernel_cache(package) as folder:
+        assert len(said) == 1
+        assert said[0].endswith("once ...")
+        (folder / "numba_x").mkdir()
+        (folder / "numba_x" / "kernel.nbi").write_bytes(b"")
+    with kernel_cache(package):
+        assert len(said) == 1  # it is there
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    monkeypatch.setenv("REFIMPL_CACHE_DIR", str(tmp_path / "shared"))
+    with kernel_cache(package) as folder:
+        assert folder is None
+        assert len(said) == 2
+        assert "once" not in said[1]

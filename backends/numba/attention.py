@@ -28,6 +28,7 @@ from refimpl.backends.numba.vectors import (
     store,
     store_first,
     total,
+    totals,
 )
 
 #: Queries that read the same keys and values together.
@@ -40,7 +41,7 @@ _KEYS = 64
 _AHEAD = 1024
 
 _HIDDEN = np.float32(-np.inf)
-_ZERO = np.float32(0)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 @njit(nogil=True, cache=True, error_model="numpy", inline="always")
@@ -78,15 +79,14 @@ def _score_four(query, query_at, key, key_at, step, keys, head_dim, scale, score
             b = fma(_part_of(query, second, dimension, head_dim), here, b)
             c = fma(_part_of(query, third, dimension, head_dim), here, c)
             d = fma(_part_of(query, fourth, dimension, head_dim), here, d)
-        scores[0, t] = total(a) * scale
-        scores[1, t] = total(b) * scale
-        scores[2, t] = total(c) * scale
-        scores[3, t] = total(d) * scale
+        sums = totals(a, b, c, d)
+        for row in range(_QUERIES):
+            scores[row, t] = sums[row] * scale
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _exponentials(scores, row, keys, seen, visible, batch):
-    """Scores become e**(score - largest), 0 for keys from `seen` on and those not visible.  -> 1 / their sum, or 0"""
+    """Scores become e**(score - largest), and 0 for keys from `seen` on and those that are not visible."""
     if visible.size:
         for t in range(seen):
             if not visible[batch, t]:
@@ -102,29 +102,31 @@ def _exponentials(scores, row, keys, seen, visible, batch):
     if peak == _HIDDEN:
         for t in range(end):
             scores[row, t] = _ZERO
-        return _ZERO
+        return
     peaks = broadcast(peak)
     for t in range(0, end, LANES):
         store(scores, first + t, exp(load(scores, first + t) - peaks))
-    sum_of_all = _ZERO
-    for t in range(seen):
-        sum_of_all += scores[row, t]
-    return np.float32(1) / sum_of_all
+
+
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _value_of(value, place, dimension, head_dim):
+    """As `_part_of`; behind the last dimension all are 1, so that the weights themselves are added up there."""
+    return _part_of(value, place, dimension, head_dim) if dimension < head_dim else broadcast(_ONE)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _gather_one(scores, row, value, value_at, step, keys, head_dim, sums):
-    """sums[row] = the sum of the values, each times its weight"""
+    """sums[row] = the sum of the values, each times its weight; in the last 16 numbers the sum of the weights"""
     width = sums.shape[1]
     for begin in range(0, keys, _KEYS):
         end = min(keys, begin + _KEYS)
-        for dimension in range(0, head_dim, LANES):
+        for dimension in range(0, width, LANES):
             into = row * width + dimension
             a = broadcast(_ZERO) if begin == 0 else load(sums, into)
             for t in range(begin, end):
                 at = value_at + t * step
                 prefetch(value, at + dimension + _AHEAD)
-                a = fma(broadcast(scores[row, t]), _part_of(value, at, dimension, head_dim), a)
+                a = fma(broadcast(scores[row, t]), _value_of(value, at, dimension, head_dim), a)
             store(sums, into, a)
 
 
@@ -133,7 +135,7 @@ def _gather_four(scores, value, value_at, step, keys, head_dim, sums):
     width = sums.shape[1]
     for begin in range(0, keys, _KEYS):
         end = min(keys, begin + _KEYS)
-        for dimension in range(0, head_dim, LANES):
+        for dimension in range(0, width, LANES):
             if begin == 0:
                 a = broadcast(_ZERO)
                 b = broadcast(_ZERO)
@@ -145,7 +147,7 @@ def _gather_four(scores, value, value_at, step, keys, head_dim, sums):
                 c = load(sums, 2 * width + dimension)
                 d = load(sums, 3 * width + dimension)
             for t in range(begin, end):
-                here = _part_of(value, value_at + t * step, dimension, head_dim)
+                here = _value_of(value, value_at + t * step, dimension, head_dim)
                 a = fma(broadcast(scores[0, t]), here, a)
                 b = fma(broadcast(scores[1, t]), here, b)
                 c = fma(broadcast(scores[2, t]), here, c)
@@ -161,7 +163,7 @@ def _attend(part, parts, query, key, value, visible, offset, scale, context):
     batches, heads, queries, head_dim = query.shape
     kv_seq = key.shape[2]
     scores = np.empty((_QUERIES, kv_seq + LANES), np.float32)
-    sums = np.empty((_QUERIES, head_dim + LANES), np.float32)
+    sums = np.empty((_QUERIES, (head_dim + LANES - 1) // LANES * LANES + LANES), np.float32)
     groups = (queries + _QUERIES - 1) // _QUERIES
     tasks = batches * heads * groups
     for task in range(tasks * part // parts, tasks * (part + 1) // parts):
@@ -191,15 +193,15 @@ def _attend(part, parts, query, key, value, visible, offset, scale, context):
                 )
         for row in range(here):
             seen = min(keys, offset + first + row + 1)
-            sums[row, head_dim] = _exponentials(scores, row, keys, seen, visible, batch)
-        factors = (sums[0, head_dim], sums[1, head_dim], sums[2, head_dim], sums[3, head_dim])
+            _exponentials(scores, row, keys, seen, visible, batch)
         if here == _QUERIES:
             _gather_four(scores, value, value_at, value_step, keys, head_dim, sums)
         else:
             for row in range(here):
                 _gather_one(scores, row, value, value_at, value_step, keys, head_dim, sums)
         for row in range(here):
-            factor = broadcast(factors[row])
+            weight = sums[row, sums.shape[1] - LANES]
+            factor = broadcast(_ONE / weight if weight != _ZERO else _ZERO)
             for dimension in range(0, head_dim, LANES):
                 result = load(sums, row * sums.shape[1] + dimension) * factor
                 place = query_at + row * head_dim + dimension

@@ -26,6 +26,7 @@ COMMANDS = {
     "inspect": ("inspect", "show what a model is made of, without loading it"),
     "download": ("download", "fetch a model from the Hub, and only what is needed of it"),
     "convert": ("convert", "write a model as safetensors, in another precision if asked"),
+    "quantize": ("quantize", "write a model with its dense layers in 8 or 4 bits"),
     "train-vocab": ("train_vocab", "make a vocabulary from texts"),
     "bench": ("bench", "measure speed, beside other implementations"),
 }
@@ -53,7 +54,7 @@ More about a command: refimpl COMMAND --help.  The version: refimpl --version.
 def run() -> NoReturn:
     """The console script: ends the process with the exit code."""
     terminal.prepare_streams()
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         kernel_cache.announce = terminal.note
     sys.exit(main())
 

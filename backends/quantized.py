@@ -19,7 +19,16 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from refimpl.errors import CheckpointValueError, InputError, quote
+from refimpl.backends.quantizing import (
+    absmax_of,
+    as_float32,
+    check_matrix,
+    divided_by_absmax,
+    nearest,
+    parts_for_nf4,
+    rows_for_int8,
+)
+from refimpl.errors import InputError, quote
 
 Array = Any
 
@@ -41,13 +50,8 @@ NF4_CODE = np.array(
 )  # fmt: skip
 NF4_CODE.flags.writeable = False
 
-# bitsandbytes divides by no smaller number, so that a block of zeros gives zeros.
-_SMALLEST_DIVISOR = np.float32(1e-38)
-
 _ONE, _127 = np.float32(1), np.float32(127)
 _ONE_127TH = np.float32(1 / 127)
-
-_DENSE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 # --- the matrices --------------------------------------------------------------------------------
@@ -238,17 +242,23 @@ def quantize_int8(array: np.ndarray, name: str | None = None) -> Int8Matrix:
     Raises: CheckpointValueError for NaN, infinity or a number beyond float16 (`name` is the tensor that
         the error names); InputError when the array is no float matrix.
     """
-    _check_matrix(array, name)
-    with np.errstate(over="ignore"):
-        values = array.astype(np.float32, copy=False).astype(np.float16).astype(np.float32)
-    _refuse_infinite(array, name)
-    _refuse_infinite(
-        values, name, "float16, through which weights go to int8, cannot hold a number of this tensor", array
-    )
-    absmax = np.abs(values).max(axis=1)
-    # The reciprocal is rounded before it is multiplied: 127 / absmax would differ in the last bit.
-    units = np.divide(_ONE, absmax, out=np.zeros_like(absmax), where=absmax > 0) * _127
-    return Int8Matrix(CB=_read_only(np.rint(values * units[:, None]).astype(np.int8)), SCB=_read_only(absmax))
+    check_matrix(array, name)
+    codes, absmax = np.empty(array.shape, np.int8), np.empty(array.shape[0], np.float32)
+    for rows, values, largest in rows_for_int8(array, name):
+        # The reciprocal is rounded before it is multiplied: 127 / absmax would differ in the last bit.
+        units = np.divide(_ONE, largest, out=np.zeros_like(largest), where=largest > 0) * _127
+        codes[rows] = np.rint(values.astype(np.float32) * units[:, None])
+        absmax[rows] = largest
+    return Int8Matrix(CB=_read_only(codes), SCB=_read_only(absmax))
+
+
+def int8_absmax(array: np.ndarray, name: str | None = None) -> np.ndarray:
+    """`quantize_int8(array).SCB` without the rest.  [out, in] -> float32 [out]
+
+    Raises: as `quantize_int8`.
+    """
+    check_matrix(array, name)
+    return _read_only(np.concatenate([absmax for _, _, absmax in rows_for_int8(array, name)]))
 
 
 def quantize_nf4(
@@ -265,24 +275,39 @@ def quantize_nf4(
     Raises: CheckpointValueError for NaN or infinity (`name` is the tensor that the error names);
         InputError when the array is no float matrix, or for another block size than bitsandbytes has.
     """
-    _check_matrix(array, name)
-    if type(block) is not int or block not in NF4_BLOCKSIZES:
-        allowed = ", ".join(map(str, sorted(NF4_BLOCKSIZES)))
-        raise InputError("not a block size of NF4", where="block", found=quote(block), allowed=allowed)
-    with np.errstate(over="ignore"):
-        values = array.astype(np.float32, copy=False).reshape(-1)
-    _refuse_infinite(values.reshape(array.shape), name, source=array)
-    scaled, absmax = _divided_by_absmax(values, block)
-    if scaled.size % 2:
-        scaled = np.append(scaled, np.float32(0))  # the other half of the last byte
-    codes = nearest(scaled, NF4_CODE)
+    check_matrix(array, name)
+    _check_block(block)
+    packed = np.empty(-(-array.size // 2), np.uint8)
+    absmaxes = np.empty(-(-array.size // block), np.float32)
+    for first, values, absmax in parts_for_nf4(array, block, name):
+        scaled = divided_by_absmax(as_float32(values), absmax, block)
+        if scaled.size % 2:
+            scaled = np.append(scaled, np.float32(0))  # the other half of the last byte
+        codes = nearest(scaled, NF4_CODE)
+        packed[first // 2 :][: codes.size // 2] = codes[0::2] << 4 | codes[1::2]
+        absmaxes[first // block :][: absmax.size] = absmax
     return NF4Matrix(
-        packed=_read_only(codes[0::2] << 4 | codes[1::2]),
-        absmax=nest_absmax(absmax) if double_quant else _read_only(absmax),
+        packed=_read_only(packed),
+        absmax=nest_absmax(absmaxes) if double_quant else _read_only(absmaxes),
         shape=array.shape,
         blocksize=block,
-        source_dtype="float32" if array.dtype == np.float64 else array.dtype.name,
+        source_dtype=nf4_source_dtype(array.dtype),
     )
+
+
+def nf4_absmax(array: np.ndarray, block: int = NF4_BLOCKSIZES[0], name: str | None = None) -> np.ndarray:
+    """`quantize_nf4(array, block=block).absmax` without the rest.  [out, in] -> float32 [blocks]
+
+    Raises: as `quantize_nf4`.
+    """
+    check_matrix(array, name)
+    _check_block(block)
+    return _read_only(np.concatenate([absmax for _, _, absmax in parts_for_nf4(array, block, name)]))
+
+
+def nf4_source_dtype(dtype: np.dtype) -> str:
+    """The dtype that a file says the matrix had before: float32 for float64, which has no name there."""
+    return "float32" if dtype == np.float64 else dtype.name
 
 
 def int8_bytes(shape: tuple[int, ...]) -> int:
@@ -306,35 +331,15 @@ def nest_absmax(absmax: np.ndarray, offset: float | None = None) -> NestedAbsmax
     last bit.)
     """
     mean = np.float32(absmax.mean(dtype=np.float64) if offset is None else offset)
-    scaled, nested_absmax = _divided_by_absmax(absmax - mean, NESTED_BLOCKSIZE)
+    centred = absmax - mean
+    nested_absmax = absmax_of(centred, NESTED_BLOCKSIZE)
+    scaled = divided_by_absmax(centred, nested_absmax, NESTED_BLOCKSIZE)
     return NestedAbsmax(
         absmax=_read_only(nearest(scaled, dynamic_code())),
         nested_absmax=_read_only(nested_absmax),
         nested_quant_map=dynamic_code(),
         nested_offset=float(mean),
     )
-
-
-def nearest(values: np.ndarray, code: np.ndarray) -> np.ndarray:
-    """The place of the nearest value in a rising table; the lower one where two are equally near.
-
-    float32 [...], float32 [entries] -> uint8 [...]
-    """
-    midpoints = (code[:-1] + code[1:]) / np.float32(2)
-    return np.searchsorted(midpoints, values, side="left").astype(np.uint8)
-
-
-def _divided_by_absmax(values: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each number divided by the absmax of its block, and these.  [n] -> [n], [blocks], all float32."""
-    full = values.size - values.size % block
-    blocks, rest = values[:full].reshape(-1, block), values[full:]
-    absmax = np.abs(blocks).max(axis=1)
-    # Multiplied by the rounded reciprocal, which is not the same as divided.
-    scaled = (blocks * (_ONE / np.maximum(absmax, _SMALLEST_DIVISOR))[:, None]).reshape(-1)
-    if rest.size:  # bitsandbytes treats a last block that is not full differently: it divides
-        largest = np.maximum(np.abs(rest).max(), _SMALLEST_DIVISOR)
-        absmax, scaled = np.append(absmax, largest), np.concatenate([scaled, rest / largest])
-    return np.clip(scaled, -_ONE, _ONE), absmax
 
 
 @cache
@@ -366,37 +371,10 @@ def _middles(count: int) -> np.ndarray:
     return (borders[:-1] + borders[1:]) / np.float32(2)
 
 
-# --- checks --------------------------------------------------------------------------------------
-
-
-def _check_matrix(array: np.ndarray, name: str | None) -> None:
-    if array.ndim != 2 or not array.size or array.dtype.name not in _DENSE_DTYPES:
-        raise InputError(
-            "only a matrix of floats can be quantized",
-            where=name,
-            found=f"{array.dtype.name} {list(array.shape)}",
-            allowed=f"[out, in] in {', '.join(_DENSE_DTYPES)}",
-        )
-
-
-def _refuse_infinite(
-    array: np.ndarray,
-    name: str | None,
-    what: str = "a matrix with NaN or infinity cannot be quantized",
-    source: np.ndarray | None = None,
-) -> None:
-    wrong = ~np.isfinite(array)
-    if wrong.any():
-        first = [int(i) for i in np.argwhere(wrong)[0]]
-        value = float((array if source is None else source)[tuple(first)])
-        raise CheckpointValueError(
-            what,
-            where=name,
-            found=f"{value!r} at {first} ({int(wrong.sum())} such numbers)",
-            tensor=name,
-            count=int(wrong.sum()),
-            first_index=first,
-        )
+def _check_block(block: int) -> None:
+    if type(block) is not int or block not in NF4_BLOCKSIZES:
+        allowed = ", ".join(map(str, sorted(NF4_BLOCKSIZES)))
+        raise InputError("not a block size of NF4", where="block", found=quote(block), allowed=allowed)
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import numbers
-import operator
 import os
 import warnings
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from refimpl.config import PreTrainedConfig
 from refimpl.errors import ConfigError, InputError, quote
+from refimpl.generation import values
 from refimpl.hub import resolve
 from refimpl.json_reader import read_json_object
 
@@ -19,7 +18,7 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 
 DEFAULT_NEW_TOKENS = 20
 
-#: What holds where neither the call nor the model says anything.
+#: What holds where neither the call nor the model says anything.  Every other option then changes nothing.
 DEFAULTS = {
     "do_sample": False,
     "temperature": 1.0,
@@ -31,34 +30,108 @@ DEFAULTS = {
 
 #: Options of transformers that change the text and are not offered here, with the value that changes nothing.
 NOT_OFFERED = {
-    "num_beams": 1, "num_return_sequences": 1, "no_repeat_ngram_size": 0,
-    "encoder_repetition_penalty": 1.0, "length_penalty": 1.0, "early_stopping": False, "min_length": 0,
-    "min_new_tokens": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
-    "bad_words_ids": None, "suppress_tokens": None, "begin_suppress_tokens": None, "forced_bos_token_id": None,
-    "forced_eos_token_id": None, "sequence_bias": None, "exponential_decay_length_penalty": None,
-    "guidance_scale": 1.0, "stop_strings": None, "max_time": None, "penalty_alpha": 0.0,
-    "renormalize_logits": False, "prompt_lookup_num_tokens": None, "return_dict_in_generate": False,
+    "num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0, "length_penalty": 1.0,
+    "early_stopping": False, "num_return_sequences": 1, "constraints": None, "force_words_ids": None,
+    "prefix_allowed_tokens_fn": None, "penalty_alpha": 0.0, "low_memory": False, "dola_layers": None,
+    "prompt_lookup_num_tokens": None, "max_matching_ngram_size": None, "assistant_model": None,
+    "assistant_tokenizer": None, "is_assistant": False, "assistant_early_exit": None,
+    "num_assistant_tokens": 20, "num_assistant_tokens_schedule": "constant",
+    "assistant_confidence_threshold": 0.4,
+    "assistant_lookbehind": 10, "target_lookbehind": 10, "assistant_ensemble_weight": None,
+    "speculation_type": None, "use_mtp": None, "token_healing": False, "watermarking_config": None,
+    "return_dict_in_generate": False, "output_scores": False, "output_logits": False,
+    "output_attentions": False, "output_hidden_states": False, "cache_implementation": None,
+    "cache_config": None, "max_cache_len": None,
+    "compile_config": None, "disable_compile": None, "prefill_chunk_size": None, "synced_gpus": False,
+    "decoder_start_token_id": None,
 }  # fmt: skip
 
+#: What each option may be.
+CHECKS: dict[str, values.Check] = {
+    "max_length": values.whole(1),
+    "max_new_tokens": values.whole(0),
+    "min_length": values.whole(0),
+    "min_new_tokens": values.whole(0),
+    "max_time": values.not_negative,
+    "stop_strings": values.strings,
+    "do_sample": values.flag,
+    "temperature": values.temperature,
+    "top_k": values.whole(0, "0: all tokens"),
+    "top_p": values.share,
+    "min_p": values.threshold,
+    "top_h": values.share,
+    "typical_p": values.share,
+    "epsilon_cutoff": values.cutoff,
+    "eta_cutoff": values.cutoff,
+    "repetition_penalty": values.factor("1: no change"),
+    "encoder_repetition_penalty": values.factor("1: no change"),
+    "no_repeat_ngram_size": values.whole(0, "0: anything may be repeated"),
+    "encoder_no_repeat_ngram_size": values.whole(0, "0: anything may be repeated"),
+    "bad_words_ids": values.sequences,
+    "sequence_bias": values.biased_sequences,
+    "suppress_tokens": values.token_ids,
+    "begin_suppress_tokens": values.token_ids,
+    "forced_bos_token_id": values.special_token,
+    "forced_eos_token_id": values.special_tokens,
+    "exponential_decay_length_penalty": values.decay,
+    "guidance_scale": values.not_negative,
+    "remove_invalid_values": values.flag,
+    "renormalize_logits": values.flag,
+    "eos_token_id": values.special_tokens,
+    "pad_token_id": values.special_token,
+    "bos_token_id": values.special_token,
+    "use_cache": values.flag,
+}
 
-@dataclass
+#: Two names of one limit: whoever says one of them has said both.
+_LIMITS = (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens"))
+
+
+@dataclass(init=False)
 class GenerationConfig:
     """How text is generated.  None: not said here; the model's settings, then `DEFAULTS`, fill it in.
 
-    Raises: InputError for a value that means nothing.
+    docs/generation.md says what each option does.
+    Raises: InputError for a value that means nothing, an option that is unknown (the nearest is named) or not
+    offered, and options that contradict each other.
     """
 
     #: Length of prompt and new tokens together; `max_new_tokens` counts the new ones and wins. None of
     #: the two: 20 new tokens.
     max_length: int | None = None
     max_new_tokens: int | None = None
-    #: False: always the likeliest token.  True: draw from the distribution that the next three shape.
+    #: No row ends with `eos_token_id` before this length; `min_new_tokens` counts the new ones and wins.
+    min_length: int | None = None
+    min_new_tokens: int | None = None
+    max_time: float | None = None  # in seconds
+    #: A row ends with the token that completes one of these; needs `tokenizer=` in the call.
+    stop_strings: str | list[str] | None = None
+    #: False: always the likeliest token.  True: draw from the distribution that these eight shape.
     do_sample: bool | None = None
     temperature: float | None = None
     top_k: int | None = None  # 0: all tokens
     top_p: float | None = None
-    #: Above 1: what stands in the text already gets less likely, also when `do_sample` is False.
+    min_p: float | None = None
+    top_h: float | None = None
+    typical_p: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
+    #: Above 1: what stands in the text already gets less likely.  This and all that follow work when
+    #: `do_sample` is False too.
     repetition_penalty: float | None = None
+    encoder_repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    encoder_no_repeat_ngram_size: int | None = None
+    bad_words_ids: list[list[int]] | None = None
+    sequence_bias: Any = None  # kept as [[[id, ...], bias], ...]
+    suppress_tokens: list[int] | None = None
+    begin_suppress_tokens: list[int] | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | list[int] | None = None
+    exponential_decay_length_penalty: Any = None  # [start, factor]
+    guidance_scale: float | None = None
+    remove_invalid_values: bool | None = None
+    renormalize_logits: bool | None = None
     #: Generation of a row ends with one of these; [] means with none.
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -67,33 +140,38 @@ class GenerationConfig:
     #: Settings of the file that are not known here.
     unused_keys: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def __post_init__(self) -> None:
-        for name, low in (("max_length", 1), ("max_new_tokens", 0), ("top_k", 0)):
-            value = getattr(self, name)
-            if value is not None:
-                setattr(self, name, _whole_number(name, value, low, f"a whole number of at least {low}"))
-        if self.temperature is not None and not (_is_real(self.temperature) and 0 <= self.temperature < 1e9):
-            raise _error(
-                "temperature", self.temperature, "a number of at least 0 (0: always the likeliest token)"
-            )
-        if self.top_p is not None and not (_is_real(self.top_p) and 0 < self.top_p <= 1):
-            raise _error("top_p", self.top_p, "a number above 0 and at most 1")
-        penalty = self.repetition_penalty
-        if penalty is not None and not (_is_real(penalty) and 0 < penalty < 1e9):
-            raise _error("repetition_penalty", penalty, "a number above 0 (1: no change)")
-        for name in ("do_sample", "use_cache"):
-            if not isinstance(getattr(self, name), bool | None):
-                raise _error(name, getattr(self, name), "True or False")
-        for token_id in [*self.eos_token_ids, self.pad_token_id, self.bos_token_id]:
-            if token_id is not None:
-                _whole_number("a special token id", token_id, None, "a whole number (eos: or a list of them)")
+    def __init__(self, *, unused_keys: dict[str, Any] | None = None, **options: Any) -> None:
+        options = _offered(options)
+        for name, check in CHECKS.items():
+            value = options.get(name)
+            setattr(self, name, None if value is None else check(name, value))
+        self.unused_keys = {} if unused_keys is None else unused_keys
+        suppressed = set(self.suppress_tokens or ())
+        bos = [] if self.forced_bos_token_id is None else [self.forced_bos_token_id]
+        for name, forced in (
+            ("forced_bos_token_id", bos),
+            ("forced_eos_token_id", self.forced_eos_token_ids),
+        ):
+            if forced and suppressed.issuperset(forced):
+                raise InputError(
+                    "what is forced must not be suppressed",
+                    where=name,
+                    found=f"{quote(forced)} in suppress_tokens",
+                    hint="Use min_new_tokens to prevent an early end.",
+                )
 
     @property
     def eos_token_ids(self) -> list[int]:
         """The ids that end a row, as a list."""
-        if self.eos_token_id is None:
-            return []
-        return self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        return _as_list(self.eos_token_id)
+
+    @property
+    def forced_eos_token_ids(self) -> list[int]:
+        return _as_list(self.forced_eos_token_id)
+
+    @property
+    def stop_string_list(self) -> list[str]:
+        return _as_list(self.stop_strings)
 
     @property
     def is_greedy(self) -> bool:
@@ -105,53 +183,43 @@ class GenerationConfig:
             return prompt_length + self.max_new_tokens
         return self.max_length if self.max_length is not None else prompt_length + DEFAULT_NEW_TOKENS
 
+    def length_minimum(self, prompt_length: int) -> int:
+        """How many tokens prompt and new ones must be together before a row may end."""
+        if self.min_new_tokens is not None:
+            return prompt_length + self.min_new_tokens
+        return self.min_length or 0
+
     def updated(self, **overrides: Any) -> GenerationConfig:
         """A copy with some settings replaced; None leaves a setting as it is.
 
         Raises: InputError for an option that is unknown (the nearest is named) or not offered.
         """
-        known = self._known()
-        for name, value in overrides.items():
-            if name in NOT_OFFERED and (value is None or value == NOT_OFFERED[name]):
-                continue
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                raise InputError(
-                    "not offered by generate()" if name in NOT_OFFERED else "unknown option of generate()",
-                    found=f"{name}={quote(value)}",
-                    allowed=", ".join(sorted(known)),
-                    hint=f"Did you mean {near[0]}?" if near else None,
-                )
-        given = {name: value for name, value in overrides.items() if name in known and value is not None}
-        if "max_length" in given and "max_new_tokens" not in given:
-            given["max_new_tokens"] = None  # the later word wins
+        given = {name: value for name, value in _offered(overrides).items() if value is not None}
+        for length, new_tokens in _LIMITS:
+            if length in given and new_tokens not in given:
+                given[new_tokens] = None  # the later word wins
         return replace(self, **given)
 
     def completed(self, other: GenerationConfig) -> GenerationConfig:
         """What is not said here, as `other` says it, or else by default."""
-        both = {name: getattr(self, name) for name in self._known()}
-        has_length = self.max_length is not None or self.max_new_tokens is not None
+        both = {name: getattr(self, name) for name in CHECKS}
+        said = {name for limit in _LIMITS for name in limit if any(both[one] is not None for one in limit)}
         for name, value in both.items():
-            if value is None and not (has_length and name in ("max_length", "max_new_tokens")):
+            if value is None and name not in said:
                 both[name] = getattr(other, name)
             if both[name] is None:
                 both[name] = DEFAULTS.get(name)
         return GenerationConfig(**both)
 
     @classmethod
-    def _known(cls) -> list[str]:
-        return [f.name for f in fields(cls) if f.name != "unused_keys"]
-
-    @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """From the content of a `generation_config.json`.  It warns of options that change the text elsewhere."""
-        known = cls._known()
-        config = cls(**{name: value for name, value in values.items() if name in known})
-        config.unused_keys = {name: value for name, value in values.items() if name not in known}
+        config = cls(**{name: value for name, value in values.items() if name in CHECKS})
+        config.unused_keys = {name: value for name, value in values.items() if name not in CHECKS}
         ignored = [
             f"{name}={quote(value)}"
             for name, value in config.unused_keys.items()
-            if name in NOT_OFFERED and value is not None and value != NOT_OFFERED[name]
+            if name in NOT_OFFERED and not _changes_nothing(name, value)
         ]
         if ignored:
             warnings.warn(
@@ -162,12 +230,16 @@ class GenerationConfig:
 
     @classmethod
     def from_model_config(cls, config: PreTrainedConfig) -> Self:
-        """The special tokens of a model's config; everything else by default."""
-        return cls(
-            eos_token_id=config.eos_token_id,
-            pad_token_id=config.pad_token_id,
-            bos_token_id=config.bos_token_id,
-        )
+        """What a model's config says: its special tokens, and options of `generate()` that old files hold there.
+
+        Raises: ConfigError for an option with a value that means nothing.
+        """
+        said = {name: value for name, value in config.unused_keys.items() if name in CHECKS}
+        said |= {name: getattr(config, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+        try:
+            return cls(**said)
+        except InputError as error:
+            raise ConfigError(str(error), where="config.json") from error
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **hub_options: Any) -> Self:
@@ -187,19 +259,27 @@ def settings_of_model(name_or_path: str | os.PathLike[str], **hub_options: Any) 
     return GenerationConfig.from_pretrained(name_or_path, **hub_options)
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+def _offered(options: dict[str, Any]) -> dict[str, Any]:
+    """Without those that are not offered and change nothing.  Raises: InputError for what is left of these."""
+    kept = {}
+    for name, value in options.items():
+        if name in CHECKS:
+            kept[name] = value
+        elif name not in NOT_OFFERED or not _changes_nothing(name, value):
+            is_known = name in NOT_OFFERED
+            near = [] if is_known else difflib.get_close_matches(name, CHECKS, n=1)
+            raise InputError(
+                "not offered by generate()" if is_known else "unknown option of generate()",
+                found=f"{name}={quote(value)}",
+                allowed=", ".join(sorted(CHECKS)),
+                hint=f"Did you mean {near[0]}?" if near else None,
+            )
+    return kept
 
 
-def _whole_number(name: str, value: Any, low: int | None, allowed: str) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise _error(name, value, allowed) from None
-    if isinstance(value, bool) or not (low is None or low <= number) or number >= 1 << 31:
-        raise _error(name, value, allowed)
-    return number
+def _changes_nothing(name: str, value: Any) -> bool:
+    return value is None or (isinstance(value, bool | int | float | str) and value == NOT_OFFERED[name])
 
 
-def _error(name: str, value: Any, allowed: str) -> InputError:
-    return InputError("not a possible value", where=name, found=quote(value), allowed=allowed)
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]

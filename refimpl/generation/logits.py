@@ -1,7 +1,8 @@
-"""From the logits of one position to the next token, on the host and in float64.
+"""The filters of sampling, and the choice of a token, on the host.
 
-The filters are pure functions [vocab] -> [vocab]; a token that is ruled out gets -inf.  They are
-applied in the order of transformers: repetition penalty, temperature, top_k, top_p.
+A filter takes scores `[..., vocab]` and returns new ones of the same shape and dtype, in which a token that is
+ruled out has -inf.  Which of them are applied, and in which order, stands in `refimpl/generation/chain.py`.
+Formulas: the papers named below; results: transformers 5.23, generation/logits_process.py.
 """
 
 from __future__ import annotations
@@ -9,90 +10,148 @@ from __future__ import annotations
 import numpy as np
 
 from refimpl.errors import NumericalError
-from refimpl.generation.config import GenerationConfig
 from refimpl.generation.random import uniform
 
-
-def apply_repetition_penalty(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
-    """Make the tokens in `seen` less likely (arXiv:1909.05858): divide positive logits, multiply negative ones."""
-    changed = logits.copy()
-    changed[seen] = np.where(logits[seen] < 0, logits[seen] * penalty, logits[seen] / penalty)
-    return changed
+#: Of how many of the likeliest tokens `apply_top_h` looks at.
+TOP_H_TOKENS = 100
 
 
-def apply_temperature(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Below 1 the likely tokens become likelier, above 1 less so."""
-    with np.errstate(over="ignore"):  # a tiny temperature leaves the likeliest alone, at 0
-        return (logits - logits.max()) / temperature
+def probabilities(scores: np.ndarray) -> np.ndarray:
+    """Softmax over the last dimension.  [..., vocab] -> [..., vocab]"""
+    exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def apply_top_k(logits: np.ndarray, top_k: int) -> np.ndarray:
-    """Keep the k likeliest tokens, and those that tie with the last of them."""
-    if top_k >= logits.size:
-        return logits
-    return np.where(logits < np.partition(logits, -top_k)[-top_k], -np.inf, logits)
+def log_probabilities(scores: np.ndarray) -> np.ndarray:
+    """log softmax(scores), so that the probabilities sum to 1 again: `renormalize_logits`."""
+    shifted = scores - scores.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def apply_top_p(logits: np.ndarray, top_p: float) -> np.ndarray:
-    """Keep the fewest likeliest tokens whose probabilities sum to at least `top_p`."""
-    ranked = _ranks(logits)
-    ranked_probabilities = probabilities(logits[ranked])
-    likelier = np.cumsum(ranked_probabilities) - ranked_probabilities  # the sum of all likelier tokens
-    kept = logits.copy()
-    kept[ranked[likelier >= top_p]] = -np.inf
-    return kept
+def entropy(scores: np.ndarray) -> np.ndarray:
+    """-sum(p log p) of p = softmax(scores), with 0 log 0 = 0.  [..., vocab] -> [..., 1]"""
+    p = probabilities(scores)
+    return -_times(p, log_probabilities(scores)).sum(axis=-1, keepdims=True)
 
 
-def _ranks(logits: np.ndarray) -> np.ndarray:
-    """The ids by falling logit; among equals the lower id comes first."""
-    return np.lexsort((np.arange(logits.size), -logits))
+def apply_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """scores / temperature: below 1 the likely tokens become likelier, above 1 less so."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        divided = scores / temperature
+        if not np.isfinite(divided.max(axis=-1)).all():
+            # The largest score has left the numbers.  A constant changes no probability, so that it may become 0.
+            divided = (scores - scores.max(axis=-1, keepdims=True)) / temperature
+    return divided
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax.  [vocab] -> [vocab]"""
-    exponentials = np.exp(logits - logits.max())
-    return exponentials / exponentials.sum()
+def apply_top_h(scores: np.ndarray, top_h: float) -> np.ndarray:
+    """Keep the likeliest tokens, of the first 100, whose shares of the entropy, -p log p, sum to at most
+    `top_h` times all of it, and the likeliest one always (arXiv:2509.02510)."""
+    ranked = _ranks(scores)[..., :TOP_H_TOKENS]
+    best = np.take_along_axis(scores, ranked, axis=-1)
+    shares = -_times(probabilities(best), log_probabilities(best))
+    removed = np.cumsum(shares, axis=-1) > top_h * entropy(best)
+    removed[..., 0] = False
+    all_removed = np.ones(scores.shape, dtype=bool)
+    np.put_along_axis(all_removed, ranked, removed, axis=-1)
+    return np.where(all_removed, -np.inf, scores).astype(scores.dtype)
 
 
-def filtered(logits: np.ndarray, config: GenerationConfig) -> np.ndarray:
-    """What is left to draw from."""
-    if config.temperature is not None:
-        logits = apply_temperature(logits, config.temperature)
-    if config.top_k:
-        logits = apply_top_k(logits, config.top_k)
-    if config.top_p is not None and config.top_p < 1.0:
-        logits = apply_top_p(logits, config.top_p)
-    return logits
+def apply_top_k(scores: np.ndarray, top_k: int) -> np.ndarray:
+    """Keep the k likeliest tokens, and those that tie with the last of them (arXiv:1805.04833)."""
+    if top_k >= scores.shape[-1]:
+        return scores
+    last = np.partition(scores, -top_k, axis=-1)[..., -top_k, None]
+    return np.where(scores < last, -np.inf, scores).astype(scores.dtype)
 
 
-def draw(logits: np.ndarray, number: float) -> int:
-    """The token at which the cumulated probability passes `number` from [0, 1).
+def apply_top_p(scores: np.ndarray, top_p: float) -> np.ndarray:
+    """Keep the fewest likeliest tokens whose probabilities sum to at least `top_p` (arXiv:1904.09751)."""
+    ranked = _ranks(scores)
+    p = probabilities(np.take_along_axis(scores, ranked, axis=-1))
+    removed = np.cumsum(p, axis=-1) - p >= top_p  # the sum of all that are likelier
+    return _without(scores, ranked, removed)
 
-    Tokens are ranked by falling probability, then by id, so that logits which differ by rounding
+
+def apply_min_p(scores: np.ndarray, min_p: float) -> np.ndarray:
+    """Keep the tokens that are at least `min_p` times as probable as the likeliest (arXiv:2407.01082)."""
+    p = probabilities(scores)
+    best = p.max(axis=-1, keepdims=True)
+    return np.where((p < min_p * best) & (p < best), -np.inf, scores).astype(scores.dtype)
+
+
+def apply_typical_p(scores: np.ndarray, mass: float) -> np.ndarray:
+    """Keep the tokens whose surprise, -log p, is nearest to its mean, the entropy, until their probabilities
+    sum to `mass` (arXiv:2202.00666).  Those that are as far away as the last of them stay too."""
+    distance = np.abs(-log_probabilities(scores) - entropy(scores))
+    ranked = np.argsort(distance, axis=-1, kind="stable")
+    cumulated = np.cumsum(probabilities(np.take_along_axis(scores, ranked, axis=-1)), axis=-1)
+    last = np.minimum((cumulated < mass).sum(axis=-1, keepdims=True), scores.shape[-1] - 1)
+    limit = np.take_along_axis(distance, np.take_along_axis(ranked, last, axis=-1), axis=-1)
+    return np.where(distance > limit, -np.inf, scores).astype(scores.dtype)
+
+
+def apply_epsilon_cutoff(scores: np.ndarray, epsilon: float) -> np.ndarray:
+    """Keep the tokens of at least the probability `epsilon`, and the likeliest ones always (arXiv:2210.15191)."""
+    return _above(scores, np.asarray(epsilon))
+
+
+def apply_eta_cutoff(scores: np.ndarray, epsilon: float) -> np.ndarray:
+    """Keep the tokens of at least the probability min(epsilon, sqrt(epsilon) * exp(-entropy)), and the likeliest
+    ones always (arXiv:2210.15191)."""
+    return _above(scores, np.minimum(epsilon, np.sqrt(epsilon) * np.exp(-entropy(scores))))
+
+
+def _above(scores: np.ndarray, threshold: np.ndarray) -> np.ndarray:
+    removed = (probabilities(scores) < threshold) & (scores < scores.max(axis=-1, keepdims=True))
+    return np.where(removed, -np.inf, scores).astype(scores.dtype)
+
+
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """The ids by falling score; among equals the lower id comes first."""
+    return np.argsort(-scores, axis=-1, kind="stable")
+
+
+def _without(scores: np.ndarray, ranked: np.ndarray, removed: np.ndarray) -> np.ndarray:
+    """-inf for each token `ranked[..., i]` with `removed[..., i]`."""
+    by_id = np.empty_like(removed)
+    np.put_along_axis(by_id, ranked, removed, axis=-1)
+    return np.where(by_id, -np.inf, scores).astype(scores.dtype)
+
+
+def _times(p: np.ndarray, log_p: np.ndarray) -> np.ndarray:
+    """p log p, with 0 log 0 = 0."""
+    return p * np.where(p > 0, log_p, 0)
+
+
+def draw(scores: np.ndarray, number: float) -> int:
+    """The token at which the cumulated probability passes `number` from [0, 1).  [vocab] -> id
+
+    Tokens are ranked by falling probability, then by id, so that scores which differ by rounding
     only give the same token except next to a border.
     """
-    ranked = _ranks(logits)
-    cumulated = np.cumsum(probabilities(logits[ranked]))
-    return int(ranked[min(np.searchsorted(cumulated, number * cumulated[-1], side="right"), logits.size - 1)])
+    ranked = _ranks(scores)
+    cumulated = np.cumsum(probabilities(scores[ranked]))
+    return int(ranked[min(np.searchsorted(cumulated, number * cumulated[-1], side="right"), scores.size - 1)])
 
 
-def choose(
-    logits: np.ndarray, config: GenerationConfig, seed: int, row: int, position: int, seen: np.ndarray
-) -> int:
-    """The next token of one row, whose tokens so far are `seen`.  [vocab] -> id
-
-    Raises: NumericalError when the logits hold NaN, or rule out every token.
-    """
-    logits = logits.astype(np.float64)
-    if np.isnan(logits).any() or not np.isfinite(logits.max()):
+def check_scores(scores: np.ndarray, row: int, position: int) -> None:
+    """Raises: NumericalError when the scores hold NaN, rule out every token, or exceed the numbers.  [vocab]"""
+    if np.isnan(scores).any() or not np.isfinite(scores.max()):
         raise NumericalError(
             "the logits leave nothing to choose from",
             where=f"row {row}, position {position}",
             row=row,
             position=position,
         )
-    if config.repetition_penalty not in (None, 1.0):
-        logits = apply_repetition_penalty(logits, seen, config.repetition_penalty)
-    if config.is_greedy:
-        return int(np.argmax(logits))  # the lowest id among equals
-    return draw(filtered(logits, config), uniform(seed, row, position))
+
+
+def choose(scores: np.ndarray, is_greedy: bool, seed: int, row: int, position: int) -> int:
+    """The next token of one row with so many tokens, from scores that were processed.  [vocab] -> id
+
+    Raises: NumericalError when there is nothing to choose from.
+    """
+    check_scores(scores, row, position)
+    if is_greedy:
+        return int(np.argmax(scores))  # the lowest id among equals
+    return draw(scores, uniform(seed, row, position))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,14 @@ import numpy as np
 from refimpl.backends.base import Backend
 from refimpl.cache import DynamicCache
 from refimpl.config_base import PreTrainedConfig
-from refimpl.errors import InputError
+from refimpl.errors import InputError, quote
+from refimpl.generation.chain import ScoreProcessing, check_in_vocabulary
 from refimpl.generation.config import GenerationConfig, settings_of_model
 from refimpl.generation.logits import choose
+from refimpl.generation.processors import PADDING, ClassifierFreeGuidance, LogitsProcessor
 from refimpl.generation.random import fresh_seed
+from refimpl.generation.stopping import StoppingCriterion, StopStrings, TimeLimit
 from refimpl.inputs import as_id_array, check_seed, host_array
-
-#: (ids so far [batch, seq], logits [batch, vocab]) -> logits [batch, vocab]
-LogitsProcessor = Callable[[np.ndarray, np.ndarray], np.ndarray]
-#: (ids so far [batch, seq], logits [batch, vocab]) -> whether to stop: all rows, or [batch]
-StoppingCriterion = Callable[[np.ndarray, np.ndarray], bool | np.ndarray]
 
 
 class GenerationMixin:
@@ -51,9 +49,12 @@ class GenerationMixin:
         attention_mask: Any = None,
         generation_config: GenerationConfig | None = None,
         streamer: Any = None,
-        logits_processor: Sequence[LogitsProcessor] = (),
-        stopping_criteria: Sequence[StoppingCriterion] = (),
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] | None = None,
         seed: int | None = None,
+        tokenizer: Any = None,
+        negative_prompt_ids: Any = None,
+        negative_prompt_attention_mask: Any = None,
         **overrides: Any,
     ) -> np.ndarray:
         """The prompts with their continuations.  [batch, seq] -> [batch, seq + new], int64 on the host
@@ -61,19 +62,25 @@ class GenerationMixin:
         input_ids: prompts of equal length; shorter ones padded on the left, with 0 in `attention_mask`.
             None: start from `bos_token_id`.
         generation_config: settings; what they leave open, `self.generation_config` says. `overrides`
-            (max_new_tokens=..., do_sample=..., temperature=..., top_k=..., top_p=..., repetition_penalty=...,
-            eos_token_id=..., ...) win over both.
+            (max_new_tokens=..., do_sample=..., temperature=..., repetition_penalty=..., eos_token_id=..., ...)
+            win over both. docs/generation.md has them all.
         streamer: an object with `put(ids)`, called with the prompt and then with each token, and `end()`.
-        logits_processor: functions that change the logits before a token is chosen.
-        stopping_criteria: functions of the ids and logits; a row ends where one says true.
+        logits_processor: functions that change the scores before a token is chosen; they come after those of
+            the settings and before the filters of sampling, and get float64.
+        stopping_criteria: functions of the ids and the changed scores; a row ends where one says true.
         seed: of sampling; None draws a new one. With equal seeds a row gets equal text, whatever its
             neighbours are.
+        tokenizer: what `stop_strings` are looked for with.
+        negative_prompt_ids, negative_prompt_attention_mask: what `guidance_scale` leads away from, `[batch, any]`.
 
         A row ends with `eos_token_id`; rows that ended are filled up with `pad_token_id` (by default the
         first eos id).
-        Raises: InputError for prompts, masks or options that mean nothing; NumericalError for NaN logits.
+        Raises: InputError for prompts, masks or options that mean nothing or contradict each other;
+            NumericalError for NaN logits, and where every token is ruled out.
         """
         given = (generation_config or GenerationConfig()).updated(**overrides)
+        hint = "Use eos_token_id=[] to end with none."
+        check_in_vocabulary("eos_token_id", given.eos_token_ids, self.config.vocab_size, hint)
         config = given.completed(self.generation_config)
         if input_ids is None:
             if config.bos_token_id is None:
@@ -81,11 +88,26 @@ class GenerationMixin:
             input_ids = [[config.bos_token_id]]
         ids = as_id_array(input_ids, self.config.vocab_size).copy()
         mask = prompt_mask(ids, attention_mask, config)
+        check_lengths(config, ids.shape[1])
+        guidance = self._guidance(config, len(ids), negative_prompt_ids, negative_prompt_attention_mask)
+        processing = ScoreProcessing(
+            config,
+            np.where(mask == 1, ids, PADDING),
+            config.length_limit(ids.shape[1]),
+            self.config.vocab_size,
+            _functions(logits_processor, "logits_processor"),
+            guidance,
+        )
+        criteria: list[StoppingCriterion] = [*_functions(stopping_criteria, "stopping_criteria")]
+        if config.max_time is not None:
+            criteria.append(TimeLimit(config.max_time))
+        if config.stop_string_list:
+            criteria.append(StopStrings(tokenizer, config.stop_string_list, mask))
         seed = fresh_seed() if seed is None else check_seed(seed)
         if streamer is not None:
             streamer.put(ids.copy())
         try:
-            for longer in self._steps(ids, mask, config, logits_processor, stopping_criteria, seed):
+            for longer in self._steps(ids, mask, config, processing, criteria, seed):
                 ids = longer
                 if streamer is not None:
                     streamer.put(ids[:, -1].copy())
@@ -100,7 +122,7 @@ class GenerationMixin:
         ids: np.ndarray,
         mask: np.ndarray,
         config: GenerationConfig,
-        processors: Sequence[LogitsProcessor],
+        processing: ScoreProcessing,
         criteria: Sequence[StoppingCriterion],
         seed: int,
     ) -> Iterator[np.ndarray]:
@@ -110,19 +132,43 @@ class GenerationMixin:
         cache = DynamicCache() if config.use_cache else None
         limit = config.length_limit(ids.shape[1])
         while ids.shape[1] < limit and not finished.all():
-            logits = self._next_logits(ids, mask, cache)
-            for processor in processors:
-                logits = processor(ids, logits)
+            scores = processing(ids, mask, self._next_logits(ids, mask, cache))
             next_ids = np.array([pad_id] * len(ids))
             for row in np.flatnonzero(~finished).tolist():
-                seen = ids[row][mask[row] == 1]  # the real text: padding on the left changes nothing
-                next_ids[row] = choose(logits[row], config, seed, row, len(seen), seen)
+                position = int(mask[row].sum())  # of the real text: padding on the left changes nothing
+                next_ids[row] = choose(scores[row], config.is_greedy, seed, row, position)
             ids = np.concatenate([ids, next_ids[:, None]], axis=1)
             mask = np.concatenate([mask, np.ones((len(ids), 1), mask.dtype)], axis=1)
             finished |= np.isin(next_ids, config.eos_token_ids)
             for is_done in criteria:
-                finished = finished | np.asarray(is_done(ids, logits), dtype=bool)
+                finished = finished | np.asarray(is_done(ids, scores), dtype=bool)
             yield ids
+
+    def _guidance(
+        self, config: GenerationConfig, rows: int, negative_ids: Any, negative_mask: Any
+    ) -> ClassifierFreeGuidance | None:
+        """What `guidance_scale` asks for, with a cache of its own."""
+        if config.guidance_scale in (None, 1):
+            return None
+        ids = None if negative_ids is None else as_id_array(negative_ids, self.config.vocab_size)
+        if ids is not None and len(ids) != rows:
+            raise InputError(
+                "must have a row for each prompt",
+                where="negative_prompt_ids",
+                found=f"shape {list(ids.shape)}",
+                allowed=f"[{rows}, any]",
+            )
+        name = "negative_prompt_attention_mask"
+        start = None if ids is None else prompt_mask(ids, negative_mask, config, name)
+        cache = DynamicCache() if config.use_cache else None
+
+        def next_logits(ids: np.ndarray) -> np.ndarray:
+            mask = np.ones_like(ids)
+            if start is not None:
+                mask[:, : start.shape[1]] = start
+            return self._next_logits(ids, mask, cache)
+
+        return ClassifierFreeGuidance(config.guidance_scale, next_logits, ids)
 
     def _next_logits(self, ids: np.ndarray, mask: np.ndarray, cache: DynamicCache | None) -> np.ndarray:
         """The logits after the last token.  The tokens that the cache holds are not computed again."""
@@ -142,7 +188,9 @@ class GenerationMixin:
         return self.backend.to_numpy(outputs.logits)[:, -1]
 
 
-def prompt_mask(ids: np.ndarray, attention_mask: Any, config: GenerationConfig) -> np.ndarray:
+def prompt_mask(
+    ids: np.ndarray, attention_mask: Any, config: GenerationConfig, name: str = "attention_mask"
+) -> np.ndarray:
     """1 for a token, 0 for padding.  [batch, seq] -> [batch, seq]
 
     Without a mask, `pad_token_id` is padding, unless it is an eos id too (then nobody can tell).
@@ -153,11 +201,11 @@ def prompt_mask(ids: np.ndarray, attention_mask: Any, config: GenerationConfig) 
         is_padding = pad_id is not None and pad_id not in config.eos_token_ids and (ids == pad_id).any()
         mask = (ids != pad_id if is_padding else np.ones_like(ids)).astype(np.int64)
     else:
-        mask = host_array(attention_mask, "attention_mask", "biuf")
+        mask = host_array(attention_mask, name, "biuf")
         if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
             raise InputError(
                 "must be 0 and 1, one for each id",
-                where="attention_mask",
+                where=name,
                 found=f"shape {list(mask.shape)}",
                 allowed=f"[batch, seq] = {list(ids.shape)}",
             )
@@ -166,10 +214,33 @@ def prompt_mask(ids: np.ndarray, attention_mask: Any, config: GenerationConfig) 
         what = "padding must stand on the left of a prompt" if mask[row].any() else "a prompt without tokens"
         raise InputError(
             what,
-            where=f"attention_mask[{row}]",
+            where=f"{name}[{row}]",
             hint='Use a tokenizer with padding_side="left" to pad prompts.',
         )
     return mask
+
+
+def check_lengths(config: GenerationConfig, prompt_length: int) -> None:
+    """Raises: InputError for options of length that contradict each other, or miss what they are about."""
+    shortest, limit = config.length_minimum(prompt_length), config.length_limit(prompt_length)
+    # A prompt that has reached max_length already is returned as it is.
+    if limit > prompt_length and shortest > limit:
+        raise InputError(
+            "the shortest text is longer than the longest",
+            where="min_length" if config.min_new_tokens is None else "min_new_tokens",
+            found=f"at least {shortest} tokens with the prompt, at most {limit}",
+            hint="Raise max_new_tokens, or lower min_new_tokens or min_length.",
+        )
+    if config.exponential_decay_length_penalty and not config.eos_token_ids:
+        raise InputError("needs an eos_token_id", where="exponential_decay_length_penalty")
+
+
+def _functions(given: Any, name: str) -> list[Any]:
+    """A function, or several of them, as a list.  Raises: InputError for anything that cannot be called."""
+    functions = [] if given is None else [given] if callable(given) and not isinstance(given, list) else given
+    if not isinstance(functions, list | tuple) or not all(map(callable, functions)):
+        raise InputError("not a list of functions", where=name, found=quote(given))
+    return list(functions)
 
 
 def fill_id(config: GenerationConfig, vocab_size: int) -> int:

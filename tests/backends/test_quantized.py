@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refimpl.backends import get_backend
+from refimpl.backends import get_backend, quantizing
 from refimpl.backends.quantized import (
     NF4_BLOCKSIZES,
     NF4_CODE,
@@ -19,13 +19,16 @@ from refimpl.backends.quantized import (
     NF4Matrix,
     QuantizedMatrix,
     dynamic_code,
+    int8_absmax,
     int8_bytes,
-    nearest,
     nest_absmax,
+    nf4_absmax,
     nf4_bytes,
+    nf4_source_dtype,
     quantize_int8,
     quantize_nf4,
 )
+from refimpl.backends.quantizing import nearest
 from refimpl.errors import CheckpointValueError, InputError
 from tests.goldens import check, find_cases, inputs_of
 
@@ -33,7 +36,7 @@ CASES = find_cases(operation="quantize")
 FORMS = {
     "int8": quantize_int8,
     "nf4": quantize_nf4,
-    "nf4 double": lambda array: quantize_nf4(array, double_quant=True),
+    "nf4 double": lambda array, **names: quantize_nf4(array, double_quant=True, **names),
 }
 every_form = pytest.mark.parametrize("quantize", FORMS.values(), ids=FORMS)
 
@@ -118,6 +121,73 @@ def test_nearest_takes_the_lower_of_two_that_are_equally_near():
     table = np.array([-1, 0, 2], dtype=np.float32)
     values = np.array([-9, -1, -0.5, -0.4, 0.9, 1, 1.1, 9], dtype=np.float32)
     assert nearest(values, table).tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
+def test_nearest_finds_what_a_search_finds():
+    """For every kind of float32: between the values, at the midpoints and beside them, tiny, infinite, NaN."""
+    rng = np.random.default_rng(0)
+    midpoints = (NF4_CODE[:-1] + NF4_CODE[1:]) / np.float32(2)
+    beside = [midpoints, NF4_CODE]
+    for _ in range(3):
+        beside += [np.nextafter(beside[-2], np.float32(2)), np.nextafter(beside[-1], np.float32(-2))]
+    tiny = np.array([0, 1, 2, 3, 1 << 22, (1 << 23) - 1, 1 << 23], np.uint32).view(np.float32)
+    values = np.concatenate(
+        [
+            *beside,
+            tiny,
+            -tiny,
+            np.array([np.inf, -np.inf, np.nan], np.float32),
+            rng.uniform(-1, 1, 100_000).astype(np.float32),
+            rng.integers(0, 1 << 32, 300_000, dtype=np.uint32).view(np.float32),
+        ]
+    )
+    assert (nearest(values, NF4_CODE) == np.searchsorted(midpoints, values)).all()
+    found = nearest(values.reshape(-1, 1), NF4_CODE)
+    assert (found.dtype, found.shape) == (np.uint8, (values.size, 1))
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+@every_form
+@pytest.mark.parametrize("shape", [(3, 12288), (2, 70000), (33000, 2), (1, 4097), (64, 1024)])
+@pytest.mark.parametrize("layout", ["C", "F"])
+def test_the_size_of_the_parts_changes_nothing(quantize, monkeypatch, shape, layout):
+    array = np.asarray(normal(*shape), order=layout)
+    found = []
+    for part in (1 << 12, 1 << 15, 1 << 30):
+        monkeypatch.setattr(quantizing, "_PART", part)
+        arrays: list[np.ndarray] = []
+        quantize(array).map_arrays(lambda array, into=arrays: into.append(array) or array)
+        found.append([one.tobytes() for one in arrays])
+    assert found[0] == found[1] == found[2]
+
+
+@every_form
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_the_order_of_bytes_in_memory_changes_nothing(quantize, dtype):
+    array = normal(5, 70).astype(f">{dtype}")
+    found = [np.asarray(quantize(one)) for one in (array, array.astype(f"<{dtype}"))]
+    assert (found[0] == found[1]).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 65), (3, 12288), (700, 96)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_absmaxes_alone(shape, dtype):
+    array = normal(*shape).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    assert (int8_absmax(array) == quantize_int8(array).SCB).all()
+    for block in (64, 4096):
+        assert (nf4_absmax(array, block) == quantize_nf4(array, block=block).absmax).all()
+    assert nf4_source_dtype(array.dtype) == quantize_nf4(array).source_dtype
+
+
+@pytest.mark.parametrize("compute", [*FORMS.values(), int8_absmax, nf4_absmax])
+def test_the_place_of_a_wrong_number_is_that_in_the_matrix(compute):
+    array = normal(50, 4096)
+    array[33, 7] = array[49, 4095] = np.nan
+    with pytest.raises(CheckpointValueError, match="cannot be quantized") as caught:
+        compute(array, name="w")
+    assert (caught.value.first_index, caught.value.count, caught.value.tensor) == ([33, 7], 2, "w")
 
 
 # --- int8 ----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -9,21 +10,12 @@ import numpy as np
 import pytest
 
 from refimpl import GenerationConfig, GPTNeoXJapaneseForCausalLM
-from refimpl.errors import ConfigError, InputError, NumericalError
-from refimpl.generation.logits import (
-    apply_repetition_penalty,
-    apply_temperature,
-    apply_top_k,
-    apply_top_p,
-    choose,
-    draw,
-    probabilities,
-)
+from refimpl.errors import InputError, NumericalError
+from refimpl.generation.logits import apply_temperature, apply_top_k, apply_top_p, choose, draw, probabilities
 from refimpl.generation.random import fresh_seed, uniform
 from tests.tiny import save_tiny, tiny_ids, tiny_model
 
 #: Probabilities 0.5, 0.25, 0.125, 0.125.
-NOTHING = np.array([], int)
 LOGITS = np.log(np.array([0.25, 0.5, 0.125, 0.125]))
 
 
@@ -38,16 +30,6 @@ def test_temperature():
     assert probabilities(apply_temperature(LOGITS, 0.5)).tolist() == pytest.approx(
         [2 / 11, 8 / 11, 0.5 / 11, 0.5 / 11]
     )
-
-
-def test_repetition_penalty():
-    logits = np.array([3.0, -1.0, 2.0, 0.0])
-    changed = apply_repetition_penalty(logits, np.array([0, 1, 1, 3]), 2.0)
-    assert changed.tolist() == [1.5, -2.0, 2.0, 0.0]
-    assert logits[0] == 3.0
-    config = GenerationConfig(repetition_penalty=2.0)
-    assert choose(logits, config, 0, 0, 0, np.array([0])) == 2
-    assert choose(logits, config, 0, 0, 0, NOTHING) == 0
 
 
 @pytest.mark.parametrize(("k", "expected"), [(1, [1]), (2, [0, 1]), (3, [0, 1, 2, 3]), (9, [0, 1, 2, 3])])
@@ -78,18 +60,16 @@ def test_draws_follow_the_distribution():
 
 
 def test_greedy_takes_the_lowest_id_of_equals():
-    assert choose(np.array([0.0, 2.0, 2.0]), GenerationConfig(), 0, 0, 0, NOTHING) == 1
-    assert (
-        choose(np.array([0.0, 2.0, 1.0]), GenerationConfig(do_sample=True, temperature=0.0), 0, 0, 0, NOTHING)
-        == 1
-    )
-    assert choose(np.array([0.0, 2.0, 1.0]), GenerationConfig(do_sample=True, top_k=1), 0, 0, 0, NOTHING) == 1
+    assert choose(np.array([0.0, 2.0, 2.0]), True, 0, 0, 0) == 1
+    assert GenerationConfig(do_sample=True, temperature=0.0).is_greedy
+    assert not GenerationConfig(do_sample=True).is_greedy
 
 
+@pytest.mark.parametrize("is_greedy", [True, False])
 @pytest.mark.parametrize("logits", [[0.0, math.nan], [-math.inf, -math.inf], [math.inf, 0.0]])
-def test_nothing_is_chosen_from_broken_logits(logits):
-    with pytest.raises(NumericalError):
-        choose(np.array(logits), GenerationConfig(), 0, 0, 0, NOTHING)
+def test_nothing_is_chosen_from_broken_logits(logits, is_greedy):
+    with pytest.raises(NumericalError, match="row 3, position 4"):
+        choose(np.array(logits), is_greedy, 0, 3, 4)
 
 
 def test_random_numbers_known_answers():
@@ -312,52 +292,122 @@ def test_generation_config_of_the_folder(tmp_path, backend):
     assert model.generate([[7]], eos_token_id=[]).shape == (1, 3)
 
 
-def test_options_of_the_file_that_are_not_offered_are_announced(tmp_path, backend):
-    save_tiny(tmp_path)
-    (tmp_path / "generation_config.json").write_text(
-        '{"num_beams": 4, "no_repeat_ngram_size": 0, "top_k": null}'
-    )
-    with pytest.warns(UserWarning, match="num_beams=4") as caught:
-        GPTNeoXJapaneseForCausalLM.from_pretrained(tmp_path, backend=backend)
-    assert "no_repeat_ngram_size" not in str(caught[0].message)
+# --- options in the loop -------------------------------------------------------------------------
 
 
-def test_a_damaged_generation_config_is_named(tmp_path, backend):
-    save_tiny(tmp_path)
-    (tmp_path / "generation_config.json").write_text('{"temperature": "hot"}')
-    with pytest.raises(ConfigError, match=r"generation_config\.json.*temperature"):
-        GPTNeoXJapaneseForCausalLM.from_pretrained(tmp_path, backend=backend)
+def test_what_is_ruled_out_does_not_come(model):
+    ids = tiny_ids(3)
+    free = model.generate(ids, max_new_tokens=12, eos_token_id=[])
+    bad = np.unique(free[:, 9:]).tolist()[:5]
+    out = model.generate(ids, max_new_tokens=12, eos_token_id=[], suppress_tokens=bad)
+    assert not np.isin(out[:, 9:], bad).any()
+    out = model.generate(ids, max_new_tokens=25, eos_token_id=[], no_repeat_ngram_size=2)
+    for row in out.tolist():
+        pairs = list(itertools.pairwise(row))
+        # The prompt may hold a pair twice.
+        assert len(set(pairs[8:])) == len(pairs[8:])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"input_ids": []}, "input_ids"),
-        ({"input_ids": [[]]}, "input_ids"),
-        ({"input_ids": [[99]]}, "input_ids"),
-        ({"attention_mask": [[1]]}, "attention_mask"),
-        ({"attention_mask": np.full((2, 9), 2)}, "attention_mask"),
-        ({"attention_mask": np.zeros((2, 9))}, "without tokens"),
-        ({"attention_mask": np.array([[1] * 9, [1] * 8 + [0]])}, "padding_side"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"temperature": math.nan}, "temperature"),
-        ({"temperature": "hot"}, "temperature"),
-        ({"top_p": 0.0}, "top_p"),
-        ({"top_p": 1.1}, "top_p"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty"),
-        ({"top_k": -1}, "top_k"),
-        ({"top_k": 2.5}, "top_k"),
-        ({"max_new_tokens": -1}, "max_new_tokens"),
-        ({"max_length": 0}, "max_length"),
-        ({"eos_token_id": "2"}, "special token"),
-        ({"pad_token_id": 99}, "pad_token_id"),
-        ({"do_sample": 1}, "do_sample"),
-        ({"max_length": 10**400}, "max_length"),
-        ({"temprature": 1.0}, "Did you mean temperature"),
-        ({"num_beams": 4}, "not offered"),
-    ],
-)
-def test_wrong_arguments(model, arguments, message):
-    with pytest.raises(InputError) as caught:
-        model.generate(**{"input_ids": tiny_ids(), **arguments})
-    assert message in str(caught.value)
+def test_ends_are_kept_from_coming_and_forced(model):
+    ids = tiny_ids(2)
+    eos = model.generate(ids, max_new_tokens=1, eos_token_id=[])[:, -1].tolist()
+    assert model.generate(ids, max_new_tokens=9, eos_token_id=eos).shape == (2, 10)
+    assert model.generate(ids, max_new_tokens=9, eos_token_id=eos, min_new_tokens=4).shape[1] >= 13
+    assert model.generate(ids, max_new_tokens=9, eos_token_id=eos, min_length=13).shape[1] >= 13
+    forced = model.generate(ids, max_new_tokens=3, eos_token_id=[], forced_eos_token_id=7)
+    assert forced[:, -1].tolist() == [7, 7]
+
+
+def test_padding_on_the_left_changes_nothing(backend):
+    model = tiny_model(backend, "float64")
+    ids = tiny_ids(1, 4)
+    padded, mask = np.concatenate([np.full((1, 3), 9), ids], axis=1), np.array([[0] * 3 + [1] * 4])
+    for options in (
+        {"no_repeat_ngram_size": 1},
+        {"encoder_repetition_penalty": 3.0},
+        {"repetition_penalty": 3.0, "encoder_no_repeat_ngram_size": 1},
+        {"guidance_scale": 2.0},
+        {"do_sample": True, "seed": 3, "typical_p": 0.9, "top_k": 0},
+    ):
+        options = {"max_new_tokens": 8, "eos_token_id": [], **options}
+        alone = model.generate(ids, **options)
+        assert (model.generate(padded, attention_mask=mask, **options)[:, 3:] == alone).all(), options
+
+
+def test_guidance_leads_away_from_the_other_prompt(model):
+    ids, other = tiny_ids(2, 6, seed=1), tiny_ids(2, 4, seed=2)
+    options = {"max_new_tokens": 6, "eos_token_id": [], "guidance_scale": 1.7, "negative_prompt_ids": other}
+    found = model.generate(ids, **options)
+    assert (found == model.generate(ids, use_cache=False, **options)).all()
+    text, away = ids, other
+    for _ in range(6):
+        with_prompt, without = (
+            np.log(probabilities(model(one).logits[:, -1].astype(np.float64))) for one in (text, away)
+        )
+        new = (without + 1.7 * (with_prompt - without)).argmax(-1)[:, None]
+        text, away = np.concatenate([text, new], axis=1), np.concatenate([away, new], axis=1)
+    assert (found == text).all()
+    padded = np.concatenate([np.full((2, 2), 5), other], axis=1)
+    options |= {"negative_prompt_ids": padded, "negative_prompt_attention_mask": [[0, 0, 1, 1, 1, 1]] * 2}
+    assert (model.generate(ids, **options) == found).all()
+
+
+class Letters:
+    """A tokenizer with a letter for each id from 1 on: 1 is a, 2 is b; 28 is two letters, 30 and 31 half a one."""
+
+    def decode(self, ids):
+        letters = "".join(chr(96 + token) if token <= 26 else {28: "xy"}.get(token, "?") for token in ids)
+        return letters.replace("??", "é")
+
+
+def test_stop_strings():
+    from refimpl.generation.stopping import StopStrings
+
+    def stops(*ids, prompt=1, strings=("abc", "é", "y")):
+        stop = StopStrings(Letters(), strings, np.ones((1, prompt), int))
+        return stop(np.array([ids]), np.zeros((1, 40))).tolist() == [True]
+
+    assert stops(1, 2, 3)
+    assert stops(9, 1, 2, 3, prompt=3)
+    assert not stops(1, 2, 3, 4)
+    assert not stops(1, 2, 3, 2)
+    assert stops(5, 28)  # it ends inside the token
+    assert stops(28, strings=["x"])
+    assert stops(5, 30, 31)
+    assert not stops(5, 30)
+    assert stops(1, 2, 3, 1, 2, 3)
+    assert not stops(5, 6, strings=["abc", "efg"])
+    padding = StopStrings(Letters(), ["ab"], np.array([[1, 0, 1], [1, 1, 1]]))
+    assert padding(np.array([[1, 5, 2], [1, 5, 2]]), np.zeros((2, 40))).tolist() == [True, False]
+
+
+def test_a_text_ends_with_a_stop_string(model):
+    ids = tiny_ids(1, 5)
+    free = model.generate(ids, max_new_tokens=9, eos_token_id=[])[0]
+    letters = Letters().decode(free.tolist())
+    options = {"max_new_tokens": 9, "eos_token_id": [], "suppress_tokens": list(range(27, 40))}
+    free = model.generate(ids, **options)[0].tolist()
+    letters = Letters().decode(free[5:])
+    out = model.generate(ids, stop_strings=["0", letters[1:3]], tokenizer=Letters(), **options)[0].tolist()
+    assert out == free[: 5 + letters.index(letters[1:3]) + 2]
+    with pytest.raises(InputError, match="tokenizer"):
+        model.generate(ids, stop_strings="ab")
+
+
+def test_time_ends_a_text_after_a_token(model):
+    ids = tiny_ids()
+    assert model.generate(ids, max_new_tokens=9, eos_token_id=[], max_time=0).shape == (2, 10)
+    assert model.generate(ids, max_new_tokens=9, eos_token_id=[], max_time=100).shape == (2, 18)
+
+
+def test_one_function_instead_of_a_list(model):
+    ids = tiny_ids()
+    out = model.generate(ids, eos_token_id=[], stopping_criteria=lambda ids, scores: ids.shape[1] == 11)
+    assert out.shape == (2, 11)
+    with pytest.raises(InputError, match="logits_processor"):
+        model.generate(ids, logits_processor=[3])
+
+
+def test_everything_ruled_out_is_an_error(model):
+    with pytest.raises(NumericalError, match="nothing to choose from"):
+        model.generate(tiny_ids(1), suppress_tokens=list(range(40)))

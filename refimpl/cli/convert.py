@@ -49,8 +49,8 @@ def parser(prog: str) -> common.Parser:
 
 def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
-    args.max_shard_size = _shard_size(args.max_shard_size)
-    target = _checked_target(args.target, args.force)
+    args.max_shard_size = shard_size(args.max_shard_size)
+    target = checked_target(args.target, args.force)
     report = convert(common.model_name(args.source), target, args)
     report["seconds"] = round(time.perf_counter() - began, 2)
     if args.json:
@@ -75,7 +75,7 @@ def _summary(report: dict[str, Any]) -> str:
     )
 
 
-def _checked_target(given: str, force: bool) -> Path:
+def checked_target(given: str, force: bool) -> Path:
     """Raises: InputError when there cannot be such a folder, or it holds a model that must not be replaced."""
     folder = output_folder(given, "FOLDER")
     present = of_a_model_in(folder)
@@ -89,7 +89,7 @@ def _checked_target(given: str, force: bool) -> Path:
     return folder
 
 
-def _shard_size(given: str) -> int:
+def shard_size(given: str) -> int:
     """The size in bytes.  Raises: InputError."""
     from refimpl.checkpoints.safetensors_writer import size_in_bytes
 

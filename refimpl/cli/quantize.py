@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refimpl.cli import common, terminal
-from refimpl.cli.convert import _checked_target, _shard_size, planned
+from refimpl.cli.convert import checked_target, planned, shard_size
 from refimpl.cli.model_files import fetch, is_of_a_tokenizer
 from refimpl.errors import ConfigError, InputError, quote
 
@@ -62,7 +62,7 @@ def parser(prog: str) -> common.Parser:
 
 def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
-    args.max_shard_size = _shard_size(args.max_shard_size)
+    args.max_shard_size = shard_size(args.max_shard_size)
     if args.double_quant and args.weight_dtype != "nf4":
         raise InputError(
             "int8 has no blocks whose absmax could be quantized too",
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             found=f"--weight-dtype {args.weight_dtype}",
             allowed="--weight-dtype nf4",
         )
-    target = _checked_target(args.target, args.force)
+    target = checked_target(args.target, args.force)
     report = quantize(common.model_name(args.source), target, args)
     report["seconds"] = round(time.perf_counter() - began, 2)
     if args.json:

@@ -19,7 +19,10 @@ from refimpl.pipelines.base import Pipeline, whole_number
 DEFAULTS = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
 
 #: Arguments of `generate()` that are no settings.
-_OBJECTS = ("generation_config", "streamer", "logits_processor", "stopping_criteria")
+_OBJECTS = (
+    "generation_config", "streamer", "logits_processor", "stopping_criteria", "tokenizer",
+    "negative_prompt_ids", "negative_prompt_attention_mask",
+)  # fmt: skip
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What docs/cli.md shows of `inspect`, `download` and `convert` is what they print, in the order of the page."""
+"""What docs/cli.md shows of inspect, download, convert and quantize is what they print, in the order of the page."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def world(embedded_model: Path, environment: dict[str, str], tmp_path: Path) -> 
         }
 
 
-@pytest.mark.parametrize("section", ["inspect", "download", "convert"])
+@pytest.mark.parametrize("section", ["inspect", "download", "convert", "quantize"])
 def test_the_examples_are_real(section, world, command, tmp_path):
     found = examples(section)
     assert len(found) >= 2

@@ -9,7 +9,7 @@ import numpy as np
 from refimpl.backends.base import Array, Backend
 from refimpl.backends.mask import AttentionMask
 from refimpl.backends.numba import attention, elementwise, products
-from refimpl.backends.numba.packed import PackedMatrix, _PackedQuantized, aligned_empty, pack
+from refimpl.backends.numba.packed import PackedMatrix, PackedQuantized, aligned_empty, pack
 from refimpl.backends.numba.regions import pool_of
 from refimpl.backends.quantized import QuantizedMatrix
 from refimpl.errors import BackendError, quote
@@ -44,11 +44,11 @@ class NumbaBackend(Backend):
         return pack(kept, self._pool) if self._compiled else kept
 
     def to_numpy(self, array: Array) -> Any:
-        packed = isinstance(array, PackedMatrix | _PackedQuantized)
+        packed = isinstance(array, PackedMatrix | PackedQuantized)
         return super().to_numpy(array.unpacked() if packed else array)
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        if not isinstance(weight, PackedMatrix | _PackedQuantized):
+        if not isinstance(weight, PackedMatrix | PackedQuantized):
             return super().linear(x, weight, bias)
         out, length = weight.shape
         rows = x.size // length

@@ -78,7 +78,7 @@ class PackedMatrix:
         return f"<{type(self).__name__} {list(self.shape)} {self.dtype}, {self.nbytes:,} bytes>"
 
 
-class _PackedQuantized(QuantizedMatrix):
+class PackedQuantized(QuantizedMatrix):
     """A quantized matrix in panels."""
 
     panels: np.ndarray
@@ -100,7 +100,7 @@ class _PackedQuantized(QuantizedMatrix):
         return self.unpacked().map_arrays(function)
 
 
-class PackedInt8(_PackedQuantized):
+class PackedInt8(PackedQuantized):
     """An `Int8Matrix` in panels: panels int8 [n, in, 64], scale float32 [n, 1, 64]."""
 
     dtype = "int8"
@@ -123,7 +123,7 @@ class PackedInt8(_PackedQuantized):
         return Int8Matrix(CB=_unpack(self.panels, self.shape[0]), SCB=self._units)
 
 
-class PackedNF4(_PackedQuantized):
+class PackedNF4(PackedQuantized):
     """An `NF4Matrix` in panels: int32 words of eight places [n, in / 8, 64], scale float32 [n, blocks, 64]."""
 
     dtype = "nf4"

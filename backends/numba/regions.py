@@ -38,8 +38,7 @@ _TAKEN = 0  # 1 while a region runs
 _LEFT = 8  # parts that nobody has taken yet; less than 1: none
 _INSIDE = 16  # workers that may be computing a part
 _KERNEL, _ARGUMENTS, _PARTS = 24, 25, 26
-_CLOSED = 32  # 1: workers are to end
-_SIZE = 40
+_SIZE = 32
 
 _I64, _I32, _BYTES = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
 
@@ -129,7 +128,7 @@ def _take_parts(pool):
 def _work(pool, looks):
     """What a worker does until it has found nothing to do for a while."""
     idle = 0
-    while idle < looks and _looked_at(pool, _CLOSED) == 0:
+    while idle < looks:
         if _looked_at(pool, _LEFT) > 0:
             # First say that we are inside, then take: the caller sees us before it sees that nothing is left.
             _add(pool, _INSIDE, 1)
@@ -220,7 +219,6 @@ class Pool:
 
     def __init__(self, threads: int):
         self.threads = threads
-        self._awake = threading.Condition()
         self._forget_workers()
 
     def _forget_workers(self) -> None:

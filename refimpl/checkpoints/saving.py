@@ -37,9 +37,6 @@ from refimpl.quantized_files import stored_tensors
 
 INDEX_NAME = "model.safetensors.index.json"
 
-#: Buffers that old versions stored beside the weights. They hold nothing that the config does not say.
-OLD_BUFFERS = (".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq")
-
 _WEIGHTS = re.compile(r"model\.safetensors(\.index\.json)?|model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 
 _LAYER = re.compile(r"layers\.[0-9]+\.")
@@ -241,9 +238,9 @@ def _model_tensors(model: Any) -> Iterator[StoredTensor]:
     narrow = _vector_dtype(model)
     for parameter in _in_order_of_transformers(model):
         fetch = partial(_fetch, model, parameter)
-        weight = fetch()
+        weight = getattr(parameter.owner, parameter.name)
         if isinstance(weight, QuantizedMatrix):
-            for name, part in stored_tensors(parameter.key, weight).items():
+            for name, part in stored_tensors(parameter.key, fetch()).items():
                 yield StoredTensor(name, part.dtype, part.shape, partial(_part, fetch, parameter.key, name))
             continue
         dtype = weight.dtype if narrow is None or parameter.is_matrix else narrow

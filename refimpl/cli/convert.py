@@ -161,7 +161,8 @@ def planned(
     """
     from refimpl.backends import to_dtype
     from refimpl.checkpoints.safetensors_writer import check_tensor
-    from refimpl.checkpoints.saving import OLD_BUFFERS, stored_as, without_tied_head
+    from refimpl.checkpoints.saving import stored_as, without_tied_head
+    from refimpl.matching import OLD_BUFFERS
     from refimpl.quantized_files import QuantizedTensors
 
     quantized = QuantizedTensors(weights).quantized

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from refimpl import AutoModelForCausalLM, cli
 from refimpl.backends.quantized import quantize_int8
 from refimpl.checkpoints.locate import find_weights, open_weights
-from refimpl.checkpoints.saving import OLD_BUFFERS
+from refimpl.matching import OLD_BUFFERS
 from refimpl.quantized_files import stored_tensors
 from tests.cli.test_main import error_of
 from tests.refimpl.checkpoints import torch_files

@@ -8,8 +8,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refimpl.cli import common, terminal
-from refimpl.cli.model_files import fetch, is_of_a_tokenizer, of_a_model_in, output_folder
+from refimpl.cli import common
+from refimpl.cli.model_files import fetch
+from refimpl.cli.model_writing import (
+    add_writing_options,
+    checked_target,
+    rewritten_model,
+    shard_size,
+    show_written,
+)
 from refimpl.errors import ConfigError, InputError, quote
 
 if TYPE_CHECKING:
@@ -18,9 +25,6 @@ if TYPE_CHECKING:
     from refimpl.config_base import PreTrainedConfig
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-
-# The largest small file: a tokenizer.json of 250,000 tokens has 20 MB.
-_SMALL_FILE_BYTES = 128 << 20
 
 
 def parser(prog: str) -> common.Parser:
@@ -35,15 +39,7 @@ def parser(prog: str) -> common.Parser:
     made.add_argument("source", metavar="MODEL", help="a folder or a Hub id")
     made.add_argument("target", metavar="FOLDER", help="where to write; made if need be")
     made.add_argument("--dtype", choices=DTYPES, help="round the numbers to this type (default: as they are)")
-    made.add_argument(
-        "--max-shard-size",
-        default="5GB",
-        metavar="SIZE",
-        help="the largest size of a file: 500MB, 5GB, or a number of bytes (default: 5GB)",
-    )
-    made.add_argument("--force", action="store_true", help="replace the model that is there already")
-    common.add_hub_options(made)
-    common.add_output_options(made)
+    add_writing_options(made)
     return made
 
 
@@ -53,14 +49,7 @@ def run(args: argparse.Namespace) -> int:
     target = checked_target(args.target, args.force)
     report = convert(common.model_name(args.source), target, args)
     report["seconds"] = round(time.perf_counter() - began, 2)
-    if args.json:
-        terminal.write_json(report)
-    else:
-        terminal.write("".join(f"{target / name}\n" for name in report["files"]))
-        if report["tokenizer_error"] is not None:
-            terminal.show_warning(f"no tokenizer: {report['tokenizer_error']}")
-    if not args.quiet:
-        terminal.note(_summary(report))
+    show_written(report, target, args, _summary)
     return 0
 
 
@@ -75,27 +64,6 @@ def _summary(report: dict[str, Any]) -> str:
     )
 
 
-def checked_target(given: str, force: bool) -> Path:
-    """Raises: InputError when there cannot be such a folder, or it holds a model that must not be replaced."""
-    folder = output_folder(given, "FOLDER")
-    present = of_a_model_in(folder)
-    if present and not force:
-        raise InputError(
-            "the folder holds a model already",
-            where=quote(given),
-            found=", ".join(map(quote, present[:10])),
-            hint="Name another folder, or replace it with --force.",
-        )
-    return folder
-
-
-def shard_size(given: str) -> int:
-    """The size in bytes.  Raises: InputError."""
-    from refimpl.checkpoints.safetensors_writer import size_in_bytes
-
-    return size_in_bytes(int(given) if given.isdecimal() and len(given) < 20 else given)
-
-
 # --- the work ------------------------------------------------------------------------------------
 
 
@@ -106,28 +74,15 @@ def convert(source: str, target: Path, args: argparse.Namespace) -> dict[str, An
     """
     from refimpl.auto import AutoConfig
     from refimpl.checkpoints.locate import WEIGHT_FILES, open_weights
-    from refimpl.checkpoints.saving import is_model_file, write_weights
+    from refimpl.checkpoints.saving import write_weights
     from refimpl.config_base import CONFIG_NAME
-    from refimpl.folder_switch import replaced_files
-    from refimpl.generation.config import GENERATION_CONFIG_NAME
-    from refimpl.json_reader import read_bytes
 
     commit, files, tokenizer_error = fetch(source, common.hub_options(args))
     paths = {path.name: path for path in files}
     weights = open_weights(next(paths[name] for name in WEIGHT_FILES if name in paths))
     tensors, left_out = planned(weights, args.dtype, AutoConfig.from_pretrained(paths[CONFIG_NAME].parent))
-    small = {
-        name: read_bytes(path, ConfigError, _SMALL_FILE_BYTES)
-        for name, path in paths.items()
-        if name == GENERATION_CONFIG_NAME or is_of_a_tokenizer(name)
-    }
-    small[CONFIG_NAME] = _config(paths[CONFIG_NAME], args.dtype)
-    has_tokenizer = any(map(is_of_a_tokenizer, small))
-
-    def owns(name: str) -> bool:
-        return is_model_file(name) or (has_tokenizer and is_of_a_tokenizer(name))
-
-    with replaced_files(target, owns) as new:
+    config = _config(paths[CONFIG_NAME], args.dtype)
+    with rewritten_model(target, paths, config) as (new, small):
         names = write_weights(
             new,
             tensors,
@@ -135,8 +90,6 @@ def convert(source: str, target: Path, args: argparse.Namespace) -> dict[str, An
             room=sum(map(len, small.values())),
             progress=not args.quiet and not args.json,
         )
-        for name, content in small.items():  # the config last: without it a folder holds no model
-            new.write(name, [content])
     return {
         "output": str(target),
         "files": [*names, *small],

@@ -1,4 +1,4 @@
-"""Which files make up a model, for the commands that copy or replace all of them: `download` and `convert`."""
+"""Which files make up a model, for the commands that copy or replace all of them."""
 
 from __future__ import annotations
 

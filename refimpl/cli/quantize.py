@@ -13,9 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refimpl.cli import common, terminal
-from refimpl.cli.convert import checked_target, planned, shard_size
-from refimpl.cli.model_files import fetch, is_of_a_tokenizer
+from refimpl.cli import common
+from refimpl.cli.convert import planned
+from refimpl.cli.model_files import fetch
+from refimpl.cli.model_writing import (
+    add_writing_options,
+    checked_target,
+    rewritten_model,
+    shard_size,
+    show_written,
+)
 from refimpl.errors import ConfigError, InputError, quote
 
 if TYPE_CHECKING:
@@ -27,9 +34,6 @@ if TYPE_CHECKING:
     from refimpl.quantization import BitsAndBytesConfig
 
 DTYPES = ("int8", "nf4")
-
-# The largest small file: a tokenizer.json of 250,000 tokens has 20 MB.
-_SMALL_FILE_BYTES = 128 << 20
 
 
 def parser(prog: str) -> common.Parser:
@@ -48,15 +52,7 @@ def parser(prog: str) -> common.Parser:
         "--weight-dtype", required=True, choices=DTYPES, help="int8: 8 bits a weight; nf4: 4.5 bits"
     )
     made.add_argument("--double-quant", action="store_true", help="nf4 with 4.1 bits a weight")
-    made.add_argument(
-        "--max-shard-size",
-        default="5GB",
-        metavar="SIZE",
-        help="the largest size of a file: 500MB, 5GB, or a number of bytes (default: 5GB)",
-    )
-    made.add_argument("--force", action="store_true", help="replace the model that is there already")
-    common.add_hub_options(made)
-    common.add_output_options(made)
+    add_writing_options(made)
     return made
 
 
@@ -73,14 +69,7 @@ def run(args: argparse.Namespace) -> int:
     target = checked_target(args.target, args.force)
     report = quantize(common.model_name(args.source), target, args)
     report["seconds"] = round(time.perf_counter() - began, 2)
-    if args.json:
-        terminal.write_json(report)
-    else:
-        terminal.write("".join(f"{target / name}\n" for name in report["files"]))
-        if report["tokenizer_error"] is not None:
-            terminal.show_warning(f"no tokenizer: {report['tokenizer_error']}")
-    if not args.quiet:
-        terminal.note(_summary(report))
+    show_written(report, target, args, _summary)
     return 0
 
 
@@ -106,12 +95,9 @@ def quantize(source: str, target: Path, args: argparse.Namespace) -> dict[str, A
     """
     from refimpl.auto import AutoConfig
     from refimpl.checkpoints.locate import WEIGHT_FILES, open_weights
-    from refimpl.checkpoints.saving import is_model_file, write_weights
+    from refimpl.checkpoints.saving import write_weights
     from refimpl.config_base import CONFIG_NAME
-    from refimpl.folder_switch import replaced_files
-    from refimpl.generation.config import GENERATION_CONFIG_NAME
     from refimpl.hub import pin
-    from refimpl.json_reader import read_bytes
 
     hub = pin(source, **common.hub_options(args))
     _refuse_quantized_config(
@@ -123,19 +109,9 @@ def quantize(source: str, target: Path, args: argparse.Namespace) -> dict[str, A
     _refuse_quantized_weights(source, weights)
     dense, left_out = planned(weights, None, AutoConfig.from_pretrained(paths[CONFIG_NAME].parent))
     quantization = _settings(args)
-    small = {
-        name: read_bytes(path, ConfigError, _SMALL_FILE_BYTES)
-        for name, path in paths.items()
-        if name == GENERATION_CONFIG_NAME or is_of_a_tokenizer(name)
-    }
-    small[CONFIG_NAME] = _config(paths[CONFIG_NAME], quantization)
-    has_tokenizer = any(map(is_of_a_tokenizer, small))
     shown = not args.quiet and not args.json
-
-    def owns(name: str) -> bool:
-        return is_model_file(name) or (has_tokenizer and is_of_a_tokenizer(name))
-
-    with replaced_files(target, owns) as new, _pool() as pool:
+    config = _config(paths[CONFIG_NAME], quantization)
+    with rewritten_model(target, paths, config) as (new, small), _pool() as pool:
         plan = _Plan.of(source, dense, quantization, pool, shown)
         names = write_weights(
             new,
@@ -144,8 +120,6 @@ def quantize(source: str, target: Path, args: argparse.Namespace) -> dict[str, A
             room=sum(map(len, small.values())),
             progress=shown,
         )
-        for name, content in small.items():  # the config last: without it a folder holds no model
-            new.write(name, [content])
     return {
         "output": str(target),
         "files": [*names, *small],

@@ -38,10 +38,13 @@ _EXPORTS = {
     "GPTNeoXTokenizer": "refimpl.tokenizer",
     "GPTNeoXTokenizerFast": "refimpl.tokenizer",
     "GenerationConfig": "refimpl.generation.config",
+    "PromptCache": "refimpl.prompt_cache",
     "QuestionAnsweringModelOutput": "refimpl.outputs",
     "RefimplError": "refimpl.errors",
     "SequenceClassifierOutputWithPast": "refimpl.outputs",
+    "StaticCache": "refimpl.static_cache",
     "T5Tokenizer": "refimpl.tokenizer",
+    "TextIteratorStreamer": "refimpl.generation.streamers",
     "TextStreamer": "refimpl.generation.streamers",
     "TokenClassifierOutput": "refimpl.outputs",
     "embedded_model_path": "refimpl.embedded_model",
@@ -70,7 +73,7 @@ if TYPE_CHECKING:
     from refimpl.embedded_model import embedded_model_path
     from refimpl.errors import RefimplError
     from refimpl.generation.config import GenerationConfig
-    from refimpl.generation.streamers import TextStreamer
+    from refimpl.generation.streamers import TextIteratorStreamer, TextStreamer
     from refimpl.gpt_neox import GPTNeoXForCausalLM, GPTNeoXModel
     from refimpl.gpt_neox_heads import (
         GPTNeoXForQuestionAnswering,
@@ -86,7 +89,9 @@ if TYPE_CHECKING:
         TokenClassifierOutput,
     )
     from refimpl.pipelines import pipeline
+    from refimpl.prompt_cache import PromptCache
     from refimpl.quantization import BitsAndBytesConfig
+    from refimpl.static_cache import StaticCache
     from refimpl.tokenizer import (
         GPTNeoXJapaneseTokenizer,
         GPTNeoXTokenizer,

@@ -93,6 +93,12 @@ class DynamicCache:
         """Forget everything."""
         self._layers.clear()
 
+    def reorder_cache(self, beam_idx: Array) -> None:
+        """Row i becomes what row `beam_idx[i]` was.  A row may come several times, or not at all."""
+        for layer in self._layers:
+            layer.key_storage = layer.key_storage[beam_idx]
+            layer.value_storage = layer.value_storage[beam_idx]
+
     def to_legacy_cache(self) -> tuple[tuple[Array, Array], ...]:
         """A copy as a tuple of (key, value) per layer."""
         return tuple((key.copy(), value.copy()) for key, value in self)

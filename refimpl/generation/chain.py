@@ -1,9 +1,9 @@
 """Which changes of the scores the settings ask for, in the order of transformers.
 
 1. what is always applied: guidance_scale, sequence_bias, encoder_repetition_penalty, repetition_penalty,
-   no_repeat_ngram_size, encoder_no_repeat_ngram_size, bad_words_ids, min_length, min_new_tokens, forced_bos_token_id,
-   forced_eos_token_id, remove_invalid_values, exponential_decay_length_penalty, suppress_tokens,
-   begin_suppress_tokens;
+   no_repeat_ngram_size, encoder_no_repeat_ngram_size, bad_words_ids, min_length, min_new_tokens,
+   prefix_allowed_tokens_fn, forced_bos_token_id, forced_eos_token_id, remove_invalid_values,
+   exponential_decay_length_penalty, suppress_tokens, begin_suppress_tokens;
 2. the caller's `logits_processor`;
 3. when sampling: temperature, top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff;
 4. renormalize_logits.
@@ -27,6 +27,10 @@ from refimpl.generation.processors import PADDING, LogitsProcessor
 Filter = Callable[[np.ndarray], np.ndarray]
 
 
+#: (prompt, ids of the text so far) -> the ids that may come next
+AllowedTokens = Callable[[int, np.ndarray], Sequence[int]]
+
+
 class ScoreProcessing:
     """All changes of the scores in one generation, in their order, in float64.
 
@@ -37,6 +41,8 @@ class ScoreProcessing:
         vocab_size: ids of the settings must be below it.
         custom: the caller's processors.  They see the ids as they are, padding too.
         guidance: what `guidance_scale` adds; it comes first.
+        allowed_tokens: the caller's `prefix_allowed_tokens_fn`.
+        copies: so many rows in a row belong to one prompt.
 
     Raises: InputError for ids outside the vocabulary.
     """
@@ -49,34 +55,74 @@ class ScoreProcessing:
         vocab_size: int,
         custom: Sequence[LogitsProcessor] = (),
         guidance: LogitsProcessor | None = None,
+        allowed_tokens: AllowedTokens | None = None,
+        copies: int = 1,
     ):
         check_ids(config, vocab_size)
-        self._always = [*([guidance] if guidance else []), *_always(config, prompt, limit, vocab_size)]
+        self._prompt, self._is_padded = prompt, bool((prompt == PADDING).any())
+        only = None if allowed_tokens is None else _only_allowed(allowed_tokens, vocab_size, copies)
+        self._always = [
+            *([guidance] if guidance else []),
+            *_always(config, prompt, limit, vocab_size, only),
+        ]
         self._custom = custom
         self._filters = [*([] if config.is_greedy else _filters(config)), *_last(config)]
 
-    def __call__(self, ids: np.ndarray, mask: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """ids and mask [rows, seq], logits [rows, vocab] -> scores [rows, vocab], float64
+    @property
+    def is_empty(self) -> bool:
+        """Whether the scores are the model's logits."""
+        return not (self._always or self._custom or self._filters)
+
+    def __call__(self, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """ids [rows, seq], logits [rows, vocab] -> scores [rows, vocab], float64
 
         Raises: InputError when a processor of the caller returns something else than scores.
         """
         scores = scores.astype(np.float64)
-        text = np.where(mask == 1, ids, PADDING)
         # A row that holds NaN or rules out everything is refused when a token of it is chosen; one that has
         # ended is not.
         with np.errstate(invalid="ignore", divide="ignore"):
+            text = self._text(ids) if self._always else ids
             for processor in self._always:
                 scores = processor(text, scores)
         for processor in self._custom:
             scores = _returned(processor(ids, scores), scores.shape)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            for change in self._filters:
-                scores = change(scores)
+        if self._filters:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                scores = np.stack([self._filtered(row) for row in scores])
         return scores
+
+    def _text(self, ids: np.ndarray) -> np.ndarray:
+        """The ids with `PADDING` at padding.  [rows, seq] -> [rows, seq]"""
+        if not self._is_padded:
+            return ids
+        return np.concatenate([self._prompt, ids[:, self._prompt.shape[1] :]], axis=1)
+
+    def _filtered(self, scores: np.ndarray) -> np.ndarray:
+        """[vocab] -> [vocab].  Each filter sees only what those before it have left, which are often few."""
+        left, kept = scores, None
+        for change in self._filters:
+            changed = change(left)
+            remaining = np.flatnonzero(changed != -np.inf)
+            if remaining.size < changed.size:
+                kept = remaining if kept is None else kept[remaining]
+                changed = changed[remaining]
+            left = changed
+            if not left.size:  # everything is ruled out, which is refused when a token is chosen
+                break
+        if kept is None:
+            return left
+        whole = np.full_like(scores, -np.inf)
+        whole[kept] = left
+        return whole
 
 
 def _always(
-    config: GenerationConfig, prompt: np.ndarray, limit: int, vocab_size: int
+    config: GenerationConfig,
+    prompt: np.ndarray,
+    limit: int,
+    vocab_size: int,
+    only_allowed: LogitsProcessor | None,
 ) -> Iterator[LogitsProcessor]:
     start = prompt.shape[1]
     eos_ids = [token_id for token_id in config.eos_token_ids if 0 <= token_id < vocab_size]
@@ -100,6 +146,8 @@ def _always(
     shortest = config.length_minimum(start)
     if eos_ids and shortest > 0:
         yield _when(lambda length: length < shortest, partial(processors.suppress, token_ids=eos_ids))
+    if only_allowed is not None:
+        yield only_allowed
     if (bos := config.forced_bos_token_id) is not None:
         yield _when(lambda length: length == 1, partial(processors.force, token_ids=[bos]))
     if config.forced_eos_token_ids:
@@ -125,23 +173,45 @@ def _when(fits: Callable[[int], bool], change: Filter) -> LogitsProcessor:
     return lambda ids, scores: change(scores) if fits(ids.shape[1]) else scores
 
 
+def _only_allowed(allowed_tokens: AllowedTokens, vocab_size: int, copies: int) -> LogitsProcessor:
+    """-inf for everything but what the caller's function allows after a text."""
+
+    def rule_out(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        processed = np.full_like(scores, -np.inf)
+        for row, text in enumerate(ids):
+            token_ids = np.asarray(allowed_tokens(row // copies, text[text != PADDING]))
+            if token_ids.ndim != 1 or token_ids.dtype.kind not in "iu" or not token_ids.size:
+                raise InputError(
+                    "must return the ids that may come next, at least one",
+                    where="prefix_allowed_tokens_fn",
+                    found=quote(token_ids.tolist()),
+                )
+            check_in_vocabulary("prefix_allowed_tokens_fn", token_ids.tolist(), vocab_size)
+            processed[row, token_ids] = scores[row, token_ids]
+        return processed
+
+    return rule_out
+
+
 def _filters(config: GenerationConfig) -> Iterator[Filter]:
+    # A beam that could only end would leave nothing to follow.
+    keep = len(config.eos_token_ids) + 1 if (config.num_beams or 1) > 1 else 1
     if config.temperature not in (None, 1):
         yield partial(logits.apply_temperature, temperature=config.temperature)
     if config.top_h is not None:
         yield partial(logits.apply_top_h, top_h=config.top_h)
     if config.top_k:
-        yield partial(logits.apply_top_k, top_k=config.top_k)
+        yield partial(logits.apply_top_k, top_k=config.top_k, keep=keep)
     if config.top_p not in (None, 1):
-        yield partial(logits.apply_top_p, top_p=config.top_p)
+        yield partial(logits.apply_top_p, top_p=config.top_p, keep=keep)
     if config.min_p:
-        yield partial(logits.apply_min_p, min_p=config.min_p)
+        yield partial(logits.apply_min_p, min_p=config.min_p, keep=keep)
     if config.typical_p not in (None, 1):
-        yield partial(logits.apply_typical_p, mass=config.typical_p)
+        yield partial(logits.apply_typical_p, mass=config.typical_p, keep=keep)
     if config.epsilon_cutoff:
-        yield partial(logits.apply_epsilon_cutoff, epsilon=config.epsilon_cutoff)
+        yield partial(logits.apply_epsilon_cutoff, epsilon=config.epsilon_cutoff, keep=keep)
     if config.eta_cutoff:
-        yield partial(logits.apply_eta_cutoff, epsilon=config.eta_cutoff)
+        yield partial(logits.apply_eta_cutoff, epsilon=config.eta_cutoff, keep=keep)
 
 
 def _last(config: GenerationConfig) -> Iterator[Filter]:

@@ -25,22 +25,24 @@ DEFAULTS = {
     "top_k": 50,
     "top_p": 1.0,
     "repetition_penalty": 1.0,
+    "num_beams": 1,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "num_return_sequences": 1,
+    "max_matching_ngram_size": 2,
     "use_cache": True,
+    "context_overflow": "continue",
 }
 
 #: Options of transformers that change the text and are not offered here, with the value that changes nothing.
 NOT_OFFERED = {
-    "num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0, "length_penalty": 1.0,
-    "early_stopping": False, "num_return_sequences": 1, "constraints": None, "force_words_ids": None,
-    "prefix_allowed_tokens_fn": None, "penalty_alpha": 0.0, "low_memory": False, "dola_layers": None,
-    "prompt_lookup_num_tokens": None, "max_matching_ngram_size": None, "assistant_model": None,
+    "num_beam_groups": 1, "diversity_penalty": 0.0, "constraints": None, "force_words_ids": None,
+    "penalty_alpha": 0.0, "low_memory": False, "dola_layers": None, "assistant_model": None,
     "assistant_tokenizer": None, "is_assistant": False, "assistant_early_exit": None,
     "num_assistant_tokens": 20, "num_assistant_tokens_schedule": "constant",
     "assistant_confidence_threshold": 0.4,
     "assistant_lookbehind": 10, "target_lookbehind": 10, "assistant_ensemble_weight": None,
     "speculation_type": None, "use_mtp": None, "token_healing": False, "watermarking_config": None,
-    "return_dict_in_generate": False, "output_scores": False, "output_logits": False,
-    "output_attentions": False, "output_hidden_states": False, "cache_implementation": None,
     "cache_config": None, "max_cache_len": None,
     "compile_config": None, "disable_compile": None, "prefill_chunk_size": None, "synced_gpus": False,
     "decoder_start_token_id": None,
@@ -80,7 +82,20 @@ CHECKS: dict[str, values.Check] = {
     "eos_token_id": values.special_tokens,
     "pad_token_id": values.special_token,
     "bos_token_id": values.special_token,
+    "num_beams": values.whole(1),
+    "length_penalty": values.real(lambda value: True, "a number"),
+    "early_stopping": values.early_stopping,
+    "num_return_sequences": values.whole(1),
+    "prompt_lookup_num_tokens": values.whole(1),
+    "max_matching_ngram_size": values.whole(1),
+    "return_dict_in_generate": values.flag,
+    "output_scores": values.flag,
+    "output_logits": values.flag,
+    "output_attentions": values.flag,
+    "output_hidden_states": values.flag,
     "use_cache": values.flag,
+    "cache_implementation": values.one_of("dynamic", "static"),
+    "context_overflow": values.one_of("continue", "stop", "error", "slide"),
 }
 
 #: Two names of one limit: whoever says one of them has said both.
@@ -136,7 +151,25 @@ class GenerationConfig:
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
+    #: Above 1: so many texts are followed at once, and the likeliest wins.  Long texts are judged by their
+    #: log-probability over length ** length_penalty; when to stop looking, early_stopping says.
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None  # True, False or "never"
+    num_return_sequences: int | None = None  # for each prompt
+    #: Guess up to so many tokens from what followed the last ones before: the same text in fewer steps.
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
+    #: An object with all of these that are asked for, instead of the ids alone.
+    return_dict_in_generate: bool | None = None
+    output_scores: bool | None = None
+    output_logits: bool | None = None
+    output_attentions: bool | None = None
+    output_hidden_states: bool | None = None
     use_cache: bool | None = None
+    cache_implementation: str | None = None  # "dynamic" or "static"
+    #: At `max_position_embeddings`: "continue" (with a warning), "stop", "error" or "slide".
+    context_overflow: str | None = None
     #: Settings of the file that are not known here.
     unused_keys: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -172,6 +205,13 @@ class GenerationConfig:
     @property
     def stop_string_list(self) -> list[str]:
         return _as_list(self.stop_strings)
+
+    @property
+    def needed_outputs(self) -> tuple[str, ...]:
+        """Which of the model's outputs are to be recorded."""
+        if not self.return_dict_in_generate:
+            return ()
+        return tuple(name for name in ("output_attentions", "output_hidden_states") if getattr(self, name))
 
     @property
     def is_greedy(self) -> bool:

@@ -1,7 +1,8 @@
 """The filters of sampling, and the choice of a token, on the host.
 
 A filter takes scores `[..., vocab]` and returns new ones of the same shape and dtype, in which a token that is
-ruled out has -inf.  Which of them are applied, and in which order, stands in `refimpl/generation/chain.py`.
+ruled out has -inf.  With `keep` it leaves at least so many tokens, which beam search needs.  Which of them are
+applied, and in which order, stands in `refimpl/generation/chain.py`.
 Formulas: the papers named below; results: transformers 5.23, generation/logits_process.py.
 """
 
@@ -57,54 +58,64 @@ def apply_top_h(scores: np.ndarray, top_h: float) -> np.ndarray:
     return np.where(all_removed, -np.inf, scores).astype(scores.dtype)
 
 
-def apply_top_k(scores: np.ndarray, top_k: int) -> np.ndarray:
+def apply_top_k(scores: np.ndarray, top_k: int, keep: int = 1) -> np.ndarray:
     """Keep the k likeliest tokens, and those that tie with the last of them (arXiv:1805.04833)."""
+    top_k = max(top_k, keep)
     if top_k >= scores.shape[-1]:
         return scores
-    last = np.partition(scores, -top_k, axis=-1)[..., -top_k, None]
-    return np.where(scores < last, -np.inf, scores).astype(scores.dtype)
+    return np.where(scores < _nth(scores, top_k), -np.inf, scores).astype(scores.dtype)
 
 
-def apply_top_p(scores: np.ndarray, top_p: float) -> np.ndarray:
+def apply_top_p(scores: np.ndarray, top_p: float, keep: int = 1) -> np.ndarray:
     """Keep the fewest likeliest tokens whose probabilities sum to at least `top_p` (arXiv:1904.09751)."""
     ranked = _ranks(scores)
     p = probabilities(np.take_along_axis(scores, ranked, axis=-1))
     removed = np.cumsum(p, axis=-1) - p >= top_p  # the sum of all that are likelier
+    removed[..., :keep] = False
     return _without(scores, ranked, removed)
 
 
-def apply_min_p(scores: np.ndarray, min_p: float) -> np.ndarray:
+def apply_min_p(scores: np.ndarray, min_p: float, keep: int = 1) -> np.ndarray:
     """Keep the tokens that are at least `min_p` times as probable as the likeliest (arXiv:2407.01082)."""
     p = probabilities(scores)
-    best = p.max(axis=-1, keepdims=True)
-    return np.where((p < min_p * best) & (p < best), -np.inf, scores).astype(scores.dtype)
+    return _above(scores, min_p * p.max(axis=-1, keepdims=True), keep)
 
 
-def apply_typical_p(scores: np.ndarray, mass: float) -> np.ndarray:
+def apply_typical_p(scores: np.ndarray, mass: float, keep: int = 1) -> np.ndarray:
     """Keep the tokens whose surprise, -log p, is nearest to its mean, the entropy, until their probabilities
     sum to `mass` (arXiv:2202.00666).  Those that are as far away as the last of them stay too."""
     distance = np.abs(-log_probabilities(scores) - entropy(scores))
     ranked = np.argsort(distance, axis=-1, kind="stable")
     cumulated = np.cumsum(probabilities(np.take_along_axis(scores, ranked, axis=-1)), axis=-1)
-    last = np.minimum((cumulated < mass).sum(axis=-1, keepdims=True), scores.shape[-1] - 1)
+    last = np.maximum((cumulated < mass).sum(axis=-1, keepdims=True), keep - 1)
+    last = np.minimum(last, scores.shape[-1] - 1)
     limit = np.take_along_axis(distance, np.take_along_axis(ranked, last, axis=-1), axis=-1)
     return np.where(distance > limit, -np.inf, scores).astype(scores.dtype)
 
 
-def apply_epsilon_cutoff(scores: np.ndarray, epsilon: float) -> np.ndarray:
+def apply_epsilon_cutoff(scores: np.ndarray, epsilon: float, keep: int = 1) -> np.ndarray:
     """Keep the tokens of at least the probability `epsilon`, and the likeliest ones always (arXiv:2210.15191)."""
-    return _above(scores, np.asarray(epsilon))
+    return _above(scores, np.asarray(epsilon), keep)
 
 
-def apply_eta_cutoff(scores: np.ndarray, epsilon: float) -> np.ndarray:
+def apply_eta_cutoff(scores: np.ndarray, epsilon: float, keep: int = 1) -> np.ndarray:
     """Keep the tokens of at least the probability min(epsilon, sqrt(epsilon) * exp(-entropy)), and the likeliest
     ones always (arXiv:2210.15191)."""
-    return _above(scores, np.minimum(epsilon, np.sqrt(epsilon) * np.exp(-entropy(scores))))
+    return _above(scores, np.minimum(epsilon, np.sqrt(epsilon) * np.exp(-entropy(scores))), keep)
 
 
-def _above(scores: np.ndarray, threshold: np.ndarray) -> np.ndarray:
-    removed = (probabilities(scores) < threshold) & (scores < scores.max(axis=-1, keepdims=True))
+def _above(scores: np.ndarray, threshold: np.ndarray, keep: int) -> np.ndarray:
+    """-inf for each token below a probability, except for the `keep` likeliest and those that tie with them."""
+    removed = (probabilities(scores) < threshold) & (scores < _nth(scores, keep))
     return np.where(removed, -np.inf, scores).astype(scores.dtype)
+
+
+def _nth(scores: np.ndarray, n: int) -> np.ndarray:
+    """The nth largest score, or the smallest if there are fewer.  [..., vocab] -> [..., 1]"""
+    n = min(n, scores.shape[-1])
+    if n == 1:
+        return scores.max(axis=-1, keepdims=True)
+    return np.partition(scores, -n, axis=-1)[..., -n, None]
 
 
 def _ranks(scores: np.ndarray) -> np.ndarray:
@@ -130,9 +141,31 @@ def draw(scores: np.ndarray, number: float) -> int:
     Tokens are ranked by falling probability, then by id, so that scores which differ by rounding
     only give the same token except next to a border.
     """
+    possible = np.flatnonzero(scores != -np.inf)
+    ranked = possible[_ranks(scores[possible])]
+    return int(ranked[_passed(probabilities(scores[ranked]), number)])
+
+
+def draw_several(scores: np.ndarray, count: int, seed: int, row: int, position: int) -> np.ndarray:
+    """`count` different places, drawn one after the other without putting back.  [any] -> [count]
+
+    Where too few have a probability, the largest of the others follow.
+    """
     ranked = _ranks(scores)
-    cumulated = np.cumsum(probabilities(scores[ranked]))
-    return int(ranked[min(np.searchsorted(cumulated, number * cumulated[-1], side="right"), scores.size - 1)])
+    p = probabilities(scores[ranked])
+    drawn: list[int] = []
+    for index in range(min(count, np.count_nonzero(p))):
+        drawn.append(_passed(p, uniform(seed, row, position, index)))
+        p[drawn[-1]] = 0
+    rest = np.setdiff1d(np.arange(min(ranked.size, 2 * count)), drawn)
+    return ranked[[*drawn, *rest][:count]]
+
+
+def _passed(p: np.ndarray, number: float) -> int:
+    """The first place at which the cumulated weights are above `number` from [0, 1) times their sum."""
+    cumulated = np.cumsum(p)
+    place = int(np.searchsorted(cumulated, number * cumulated[-1], side="right"))
+    return place if place < p.size else int(np.flatnonzero(p)[-1])
 
 
 def check_scores(scores: np.ndarray, row: int, position: int) -> None:

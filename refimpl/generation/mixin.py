@@ -11,14 +11,17 @@ import numpy as np
 from refimpl.backends.base import Backend
 from refimpl.cache import DynamicCache
 from refimpl.config_base import PreTrainedConfig
-from refimpl.errors import InputError, quote
-from refimpl.generation.chain import ScoreProcessing, check_in_vocabulary
+from refimpl.errors import InputError
+from refimpl.generation.beams import BeamResult, BeamSearch
+from refimpl.generation.chain import AllowedTokens
 from refimpl.generation.config import GenerationConfig, settings_of_model
-from refimpl.generation.logits import choose
-from refimpl.generation.processors import PADDING, ClassifierFreeGuidance, LogitsProcessor
-from refimpl.generation.random import fresh_seed
-from refimpl.generation.stopping import StoppingCriterion, StopStrings, TimeLimit
-from refimpl.inputs import as_id_array, check_seed, host_array
+from refimpl.generation.logits import log_probabilities
+from refimpl.generation.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
+from refimpl.generation.processors import LogitsProcessor
+from refimpl.generation.request import OBJECTS, Request, make_request
+from refimpl.generation.steps import Step, steps
+from refimpl.generation.stopping import StoppingCriterion
+from refimpl.generation.streaming import GeneratedToken, TokenStream, as_prompts
 
 
 class GenerationMixin:
@@ -55,14 +58,17 @@ class GenerationMixin:
         tokenizer: Any = None,
         negative_prompt_ids: Any = None,
         negative_prompt_attention_mask: Any = None,
+        prefix_allowed_tokens_fn: AllowedTokens | None = None,
+        past_key_values: DynamicCache | None = None,
+        inputs_embeds: Any = None,
         **overrides: Any,
-    ) -> np.ndarray:
+    ) -> Any:
         """The prompts with their continuations.  [batch, seq] -> [batch, seq + new], int64 on the host
 
         input_ids: prompts of equal length; shorter ones padded on the left, with 0 in `attention_mask`.
             None: start from `bos_token_id`.
         generation_config: settings; what they leave open, `self.generation_config` says. `overrides`
-            (max_new_tokens=..., do_sample=..., temperature=..., repetition_penalty=..., eos_token_id=..., ...)
+            (max_new_tokens=..., do_sample=..., num_beams=..., temperature=..., eos_token_id=..., ...)
             win over both. docs/generation.md has them all.
         streamer: an object with `put(ids)`, called with the prompt and then with each token, and `end()`.
         logits_processor: functions that change the scores before a token is chosen; they come after those of
@@ -72,186 +78,191 @@ class GenerationMixin:
             neighbours are.
         tokenizer: what `stop_strings` are looked for with.
         negative_prompt_ids, negative_prompt_attention_mask: what `guidance_scale` leads away from, `[batch, any]`.
+        prefix_allowed_tokens_fn: (number of the prompt, ids of the text so far `[seq]`) -> ids that may come next.
+        past_key_values: a cache that holds the beginning of the prompts, or a `PromptCache`, which finds out itself.
+            Afterwards it holds everything but the last token.
+        inputs_embeds: [batch, seq, hidden], instead of looking up the prompt; without `input_ids` the new tokens
+            alone are returned.
 
         A row ends with `eos_token_id`; rows that ended are filled up with `pad_token_id` (by default the
-        first eos id).
+        first eos id). `num_return_sequences` gives so many rows for each prompt, one after the other.
+        Returns: ids, or with `return_dict_in_generate=True` a `GenerateDecoderOnlyOutput` (of a beam search a
+            `GenerateBeamDecoderOnlyOutput`).
         Raises: InputError for prompts, masks or options that mean nothing or contradict each other;
-            NumericalError for NaN logits, and where every token is ruled out.
+            NumericalError for NaN logits, and where every token is ruled out. An error or Ctrl-C in the middle has
+            what was generated until then as its attribute `sequences`.
         """
-        given = (generation_config or GenerationConfig()).updated(**overrides)
-        hint = "Use eos_token_id=[] to end with none."
-        check_in_vocabulary("eos_token_id", given.eos_token_ids, self.config.vocab_size, hint)
-        config = given.completed(self.generation_config)
-        if input_ids is None:
-            if config.bos_token_id is None:
-                raise InputError("without a prompt there must be a bos_token_id", where="input_ids")
-            input_ids = [[config.bos_token_id]]
-        ids = as_id_array(input_ids, self.config.vocab_size).copy()
-        mask = prompt_mask(ids, attention_mask, config)
-        check_lengths(config, ids.shape[1])
-        guidance = self._guidance(config, len(ids), negative_prompt_ids, negative_prompt_attention_mask)
-        processing = ScoreProcessing(
-            config,
-            np.where(mask == 1, ids, PADDING),
-            config.length_limit(ids.shape[1]),
-            self.config.vocab_size,
-            _functions(logits_processor, "logits_processor"),
-            guidance,
+        request = make_request(
+            self,
+            input_ids,
+            attention_mask,
+            generation_config,
+            overrides,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            seed=seed,
+            tokenizer=tokenizer,
+            negative_prompt_ids=negative_prompt_ids,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
         )
-        criteria: list[StoppingCriterion] = [*_functions(stopping_criteria, "stopping_criteria")]
-        if config.max_time is not None:
-            criteria.append(TimeLimit(config.max_time))
-        if config.stop_string_list:
-            criteria.append(StopStrings(tokenizer, config.stop_string_list, mask))
-        seed = fresh_seed() if seed is None else check_seed(seed)
+        if (request.config.num_beams or 1) > 1:
+            if streamer is not None:
+                raise InputError("beam search knows its text at the end only", where="streamer")
+            return self._searched(request)
+        return self._written(request, streamer)
+
+    def _written(self, request: Request, streamer: Any) -> Any:
+        """Greedy decoding or sampling."""
+        config, ids = request.config, request.ids
+        with_dict = bool(config.return_dict_in_generate)
+        scores: list[np.ndarray] = []
+        logits: list[np.ndarray] = []
         if streamer is not None:
             streamer.put(ids.copy())
         try:
-            for longer in self._steps(ids, mask, config, processing, criteria, seed):
-                ids = longer
+            for step in _steps_of(request):
+                ids = step.ids
+                if with_dict and config.output_scores:
+                    scores.append(step.scores.astype(np.float32))
+                if with_dict and config.output_logits:
+                    logits.append(step.logits)
                 if streamer is not None:
                     streamer.put(ids[:, -1].copy())
+        except BaseException as error:
+            error.sequences = ids[:, request.hidden_prompt :]  # type: ignore[attr-defined]
+            raise
         finally:
             # Also when interrupted: what was generated has then been handed over completely.
             if streamer is not None:
                 streamer.end()
-        return ids
+        sequences = ids[:, request.hidden_prompt :]
+        if not with_dict:
+            return sequences
+        return GenerateDecoderOnlyOutput(
+            sequences=sequences,
+            scores=tuple(scores) if config.output_scores else None,
+            logits=tuple(logits) if config.output_logits else None,
+            **_recorded(request),
+        )
 
-    def _steps(
+    def _searched(self, request: Request) -> Any:
+        """Beam search."""
+        config = request.config
+        search = BeamSearch(
+            request.next_logits,
+            request.ids,
+            request.lengths,
+            config,
+            request.processing,
+            request.criteria,
+            request.limit,
+            request.fill,
+            request.seed,
+            record=bool(config.return_dict_in_generate),
+        )
+        try:
+            found: BeamResult = search.run()
+        except BaseException as error:
+            error.sequences = search.result().sequences[:, request.hidden_prompt :]  # type: ignore[attr-defined]
+            raise
+        sequences = found.sequences[:, request.hidden_prompt :]
+        if not config.return_dict_in_generate:
+            return sequences
+        return GenerateBeamDecoderOnlyOutput(
+            sequences=sequences,
+            sequences_scores=found.scores if config.output_scores else None,
+            scores=tuple(found.step_scores) if config.output_scores else None,
+            logits=tuple(found.step_logits) if config.output_logits else None,
+            beam_indices=found.rows,
+            **_recorded(request),
+        )
+
+    def stream_generate(
+        self, input_ids: Any = None, tokenizer: Any = None, attention_mask: Any = None, **arguments: Any
+    ) -> Iterator[GeneratedToken]:
+        """Each new token when it is there, with its text, log-probability and speed; see `GeneratedToken`.
+
+        input_ids: a text or a list of texts (of any lengths), or what `generate()` takes.
+        tokenizer: of the model.
+        The other arguments are those of `generate()`, without beams and streamer.  The rows of a batch come in
+        turns, each for itself until it ends; `text` is never half a character, and all of a row together are the
+        text that `tokenizer.decode` gives, special tokens left out.
+
+        Raises: InputError as `generate()`, before the first token.
+        """
+        if tokenizer is None:
+            raise InputError("needs the tokenizer of the model", where="tokenizer")
+        for name in ("streamer", "return_dict_in_generate"):
+            if arguments.pop(name, None):
+                raise InputError("has no meaning for a stream", where=name)
+        prompts = as_prompts(tokenizer, input_ids)
+        if prompts is not None:
+            input_ids, attention_mask = prompts
+        objects = {name: arguments.pop(name) for name in OBJECTS if name in arguments}
+        request = make_request(
+            self,
+            input_ids,
+            attention_mask,
+            arguments.pop("generation_config", None),
+            arguments,
+            tokenizer=tokenizer,
+            **objects,
+        )
+        if (request.config.num_beams or 1) > 1:
+            raise InputError("beam search knows its text at the end only", where="num_beams")
+        stream = TokenStream(tokenizer, len(request.ids), request.limit)
+        return (token for step in _steps_of(request) for token in stream.of(step))
+
+    def compute_transition_scores(
         self,
-        ids: np.ndarray,
-        mask: np.ndarray,
-        config: GenerationConfig,
-        processing: ScoreProcessing,
-        criteria: Sequence[StoppingCriterion],
-        seed: int,
-    ) -> Iterator[np.ndarray]:
-        """The ids after each step: [batch, seq + 1], [batch, seq + 2], ..."""
-        pad_id = fill_id(config, self.config.vocab_size)
-        finished = np.zeros(len(ids), dtype=bool)
-        cache = DynamicCache() if config.use_cache else None
-        limit = config.length_limit(ids.shape[1])
-        while ids.shape[1] < limit and not finished.all():
-            scores = processing(ids, mask, self._next_logits(ids, mask, cache))
-            next_ids = np.array([pad_id] * len(ids))
-            for row in np.flatnonzero(~finished).tolist():
-                position = int(mask[row].sum())  # of the real text: padding on the left changes nothing
-                next_ids[row] = choose(scores[row], config.is_greedy, seed, row, position)
-            ids = np.concatenate([ids, next_ids[:, None]], axis=1)
-            mask = np.concatenate([mask, np.ones((len(ids), 1), mask.dtype)], axis=1)
-            finished |= np.isin(next_ids, config.eos_token_ids)
-            for is_done in criteria:
-                finished = finished | np.asarray(is_done(ids, scores), dtype=bool)
-            yield ids
+        sequences: Any,
+        scores: Sequence[np.ndarray],
+        beam_indices: Any = None,
+        normalize_logits: bool = False,
+    ) -> np.ndarray:
+        """The score with which each new token was chosen.  -> [rows, new tokens]
 
-    def _guidance(
-        self, config: GenerationConfig, rows: int, negative_ids: Any, negative_mask: Any
-    ) -> ClassifierFreeGuidance | None:
-        """What `guidance_scale` asks for, with a cache of its own."""
-        if config.guidance_scale in (None, 1):
-            return None
-        ids = None if negative_ids is None else as_id_array(negative_ids, self.config.vocab_size)
-        if ids is not None and len(ids) != rows:
-            raise InputError(
-                "must have a row for each prompt",
-                where="negative_prompt_ids",
-                found=f"shape {list(ids.shape)}",
-                allowed=f"[{rows}, any]",
-            )
-        name = "negative_prompt_attention_mask"
-        start = None if ids is None else prompt_mask(ids, negative_mask, config, name)
-        cache = DynamicCache() if config.use_cache else None
+        sequences, scores, beam_indices: of what `generate(..., return_dict_in_generate=True, output_scores=True)`
+            returned.
+        normalize_logits: log-probabilities instead of the scores as they are.
 
-        def next_logits(ids: np.ndarray) -> np.ndarray:
-            mask = np.ones_like(ids)
-            if start is not None:
-                mask[:, : start.shape[1]] = start
-            return self._next_logits(ids, mask, cache)
-
-        return ClassifierFreeGuidance(config.guidance_scale, next_logits, ids)
-
-    def _next_logits(self, ids: np.ndarray, mask: np.ndarray, cache: DynamicCache | None) -> np.ndarray:
-        """The logits after the last token.  The tokens that the cache holds are not computed again."""
-        past = 0 if cache is None else cache.get_seq_length()
-        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-        outputs = self(  # type: ignore[operator]
-            input_ids=ids[:, past:],
-            attention_mask=mask,
-            position_ids=positions[:, past:],
-            past_key_values=cache,
-            use_cache=cache is not None,
-            output_attentions=False,
-            output_hidden_states=False,
-            return_dict=True,
-            logits_to_keep=1,
-        )
-        return self.backend.to_numpy(outputs.logits)[:, -1]
+        After the end of a text there is 0.
+        """
+        if normalize_logits:
+            scores = [log_probabilities(step) for step in scores]
+        sequences = np.asarray(sequences)
+        if beam_indices is None:
+            beam_indices = np.arange(len(sequences))[:, None].repeat(len(scores), axis=1)
+        rows = np.asarray(beam_indices)
+        new = rows.shape[1]
+        tokens = sequences[:, sequences.shape[1] - new :]
+        stacked = np.stack(list(scores)[:new])  # [new, running rows, vocab]
+        chosen = stacked[np.arange(new)[None], np.maximum(rows, 0), tokens]
+        return np.where(rows < 0, 0.0, chosen)
 
 
-def prompt_mask(
-    ids: np.ndarray, attention_mask: Any, config: GenerationConfig, name: str = "attention_mask"
-) -> np.ndarray:
-    """1 for a token, 0 for padding.  [batch, seq] -> [batch, seq]
-
-    Without a mask, `pad_token_id` is padding, unless it is an eos id too (then nobody can tell).
-    Raises: InputError for a mask of another shape, a row without tokens, or padding on the right.
-    """
-    if attention_mask is None:
-        pad_id = config.pad_token_id
-        is_padding = pad_id is not None and pad_id not in config.eos_token_ids and (ids == pad_id).any()
-        mask = (ids != pad_id if is_padding else np.ones_like(ids)).astype(np.int64)
-    else:
-        mask = host_array(attention_mask, name, "biuf")
-        if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
-            raise InputError(
-                "must be 0 and 1, one for each id",
-                where=name,
-                found=f"shape {list(mask.shape)}",
-                allowed=f"[batch, seq] = {list(ids.shape)}",
-            )
-        mask = mask.astype(np.int64)
-    for row in np.flatnonzero(mask[:, -1] == 0):
-        what = "padding must stand on the left of a prompt" if mask[row].any() else "a prompt without tokens"
-        raise InputError(
-            what,
-            where=f"{name}[{row}]",
-            hint='Use a tokenizer with padding_side="left" to pad prompts.',
-        )
-    return mask
+def _steps_of(request: Request) -> Iterator[Step]:
+    return steps(
+        request.next_logits,
+        request.ids,
+        request.lengths,
+        request.config,
+        request.processing,
+        request.criteria,
+        request.limit,
+        request.fill,
+        request.seed,
+    )
 
 
-def check_lengths(config: GenerationConfig, prompt_length: int) -> None:
-    """Raises: InputError for options of length that contradict each other, or miss what they are about."""
-    shortest, limit = config.length_minimum(prompt_length), config.length_limit(prompt_length)
-    # A prompt that has reached max_length already is returned as it is.
-    if limit > prompt_length and shortest > limit:
-        raise InputError(
-            "the shortest text is longer than the longest",
-            where="min_length" if config.min_new_tokens is None else "min_new_tokens",
-            found=f"at least {shortest} tokens with the prompt, at most {limit}",
-            hint="Raise max_new_tokens, or lower min_new_tokens or min_length.",
-        )
-    if config.exponential_decay_length_penalty and not config.eos_token_ids:
-        raise InputError("needs an eos_token_id", where="exponential_decay_length_penalty")
-
-
-def _functions(given: Any, name: str) -> list[Any]:
-    """A function, or several of them, as a list.  Raises: InputError for anything that cannot be called."""
-    functions = [] if given is None else [given] if callable(given) and not isinstance(given, list) else given
-    if not isinstance(functions, list | tuple) or not all(map(callable, functions)):
-        raise InputError("not a list of functions", where=name, found=quote(given))
-    return list(functions)
-
-
-def fill_id(config: GenerationConfig, vocab_size: int) -> int:
-    """The id that fills rows which ended.  Raises: InputError when it is outside the vocabulary."""
-    eos_ids = config.eos_token_ids
-    pad_id = config.pad_token_id if config.pad_token_id is not None else (eos_ids[0] if eos_ids else 0)
-    if eos_ids and not 0 <= pad_id < vocab_size:
-        raise InputError(
-            "outside the vocabulary",
-            where="pad_token_id",
-            found=str(pad_id),
-            allowed=f"0 to {vocab_size - 1}",
-        )
-    return pad_id
+def _recorded(request: Request) -> dict[str, Any]:
+    """The fields of an output that both ways of generating have."""
+    needed, source = request.config.needed_outputs, request.next_logits
+    return {
+        "attentions": tuple(source.attentions) if "output_attentions" in needed else None,
+        "hidden_states": tuple(source.hidden_states) if "output_hidden_states" in needed else None,
+        "past_key_values": source.cache,
+    }

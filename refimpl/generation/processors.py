@@ -140,13 +140,13 @@ class ClassifierFreeGuidance:
         negative_ids: np.ndarray | None = None,
     ):
         self.scale, self._next_logits, self._ids = scale, next_logits, negative_ids
-        self._is_first = True
+        self._start = 0  # of the new tokens
 
     def __call__(self, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        if self._ids is None:
-            self._ids = ids[:, -1:]
-        elif not self._is_first:
-            self._ids = np.concatenate([self._ids, ids[:, -1:]], axis=1)
-        self._is_first = False
-        without = log_probabilities(self._next_logits(self._ids).astype(scores.dtype))
+        if not self._start:
+            self._start = ids.shape[1]
+            self._ids = ids[:, -1:] if self._ids is None else self._ids
+        assert self._ids is not None
+        text = np.concatenate([self._ids, ids[:, self._start :]], axis=1)
+        without = log_probabilities(self._next_logits(text).astype(scores.dtype))
         return self.scale * (log_probabilities(scores) - without) + without

@@ -2,7 +2,7 @@
 
 There is no state: what a row draws does not depend on its neighbours, on the backend, or on how
 often `generate()` was called before.  The mixing function is SplitMix64 (Steele, Lea, Flood, "Fast
-splittable pseudorandom number generators", 2014), applied once for each of the three numbers.
+splittable pseudorandom number generators", 2014), applied once for each of the numbers.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def fresh_seed() -> int:
     return secrets.randbits(63)
 
 
-def uniform(seed: int, row: int, position: int) -> float:
-    """A number from [0, 1), a multiple of 2**-53."""
+def uniform(seed: int, row: int, position: int, *further: int) -> float:
+    """A number from [0, 1), a multiple of 2**-53.  `further` tells several of one position apart."""
     state = 0
-    for number in (seed, row, position):
+    for number in (seed, row, position, *further):
         state = _mix((state ^ number) + _GOLDEN)
     return (state >> 11) * 2.0**-53
 

@@ -35,7 +35,7 @@ class StopStrings:
     Args:
         tokenizer: anything with `decode(ids) -> str`.
         strings: what to look for.
-        mask: of the prompts, `[rows, prompt]`: 0 at padding.
+        mask: of the prompts, `[prompts, prompt]`: 0 at padding.  There may be several rows in a row for each.
 
     Raises: InputError without a tokenizer.
     """
@@ -56,8 +56,8 @@ class StopStrings:
         return np.array([self._is_completed(self._text_of(ids, row)) for row in range(len(ids))])
 
     def _text_of(self, ids: np.ndarray, row: int) -> list[int]:
-        start = self._is_text.shape[1]
-        return [*ids[row, :start][self._is_text[row]].tolist(), *ids[row, start:].tolist()]
+        start, is_text = self._is_text.shape[1], self._is_text[row * len(self._is_text) // len(ids)]
+        return [*ids[row, :start][is_text].tolist(), *ids[row, start:].tolist()]
 
     def _is_completed(self, ids: list[int]) -> bool:
         """Whether a string ends in what the last token has added to the text, or changed of it."""

@@ -70,6 +70,23 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def one_of(*allowed: str) -> Check:
+    """One of some words."""
+
+    def check(name: str, value: Any) -> str:
+        if value not in allowed:
+            raise refused(name, value, ", ".join(allowed))
+        return value
+
+    return check
+
+
+def early_stopping(name: str, value: Any) -> bool | str:
+    if not isinstance(value, bool) and value != "never":
+        raise refused(name, value, 'True, False or "never"')
+    return value
+
+
 def special_token(name: str, value: Any) -> int:
     """An id; a negative one is no token's, which some files say of what they do not have."""
     number = _index(value)

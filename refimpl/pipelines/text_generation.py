@@ -10,7 +10,7 @@ import numpy as np
 from refimpl.auto import AutoModelForCausalLM
 from refimpl.errors import InputError, quote
 from refimpl.generation.config import GenerationConfig
-from refimpl.generation.mixin import fill_id
+from refimpl.generation.request import fill_id
 from refimpl.generation.random import fresh_seed
 from refimpl.inputs import check_seed
 from refimpl.pipelines.base import Pipeline, whole_number

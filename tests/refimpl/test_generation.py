@@ -284,11 +284,16 @@ def test_an_interrupted_streamer_is_ended_too(model):
 
 def test_generation_config_of_the_folder(tmp_path, backend):
     save_tiny(tmp_path)
-    settings = {"max_new_tokens": 2, "eos_token_id": [5, 6], "num_beams": 1, "transformers_version": "5"}
+    settings = {
+        "max_new_tokens": 2,
+        "eos_token_id": [5, 6],
+        "num_beam_groups": 1,
+        "transformers_version": "5",
+    }
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     model = GPTNeoXJapaneseForCausalLM.from_pretrained(tmp_path, backend=backend)
     assert model.generation_config.eos_token_ids == [5, 6]
-    assert model.generation_config.unused_keys == {"num_beams": 1, "transformers_version": "5"}
+    assert model.generation_config.unused_keys == {"num_beam_groups": 1, "transformers_version": "5"}
     assert model.generate([[7]], eos_token_id=[]).shape == (1, 3)
 
 

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from refimpl import GenerationConfig, GPTNeoXJapaneseForCausalLM
+from refimpl import DynamicCache, GenerationConfig, GPTNeoXJapaneseForCausalLM
 from refimpl.errors import ConfigError, InputError
 from refimpl.generation.config import CHECKS, DEFAULTS, NOT_OFFERED
 from tests.tiny import save_tiny, tiny_ids, tiny_model
@@ -89,10 +89,12 @@ def test_an_option_that_is_not_offered_may_change_nothing(name, value):
 
 def test_options_of_the_file_that_are_not_offered_are_announced(tmp_path, backend):
     save_tiny(tmp_path)
-    (tmp_path / "generation_config.json").write_text('{"num_beams": 4, "length_penalty": 1.0, "top_k": null}')
-    with pytest.warns(UserWarning, match="num_beams=4") as caught:
+    (tmp_path / "generation_config.json").write_text(
+        '{"num_beam_groups": 4, "penalty_alpha": 0.0, "top_k": null}'
+    )
+    with pytest.warns(UserWarning, match="num_beam_groups=4") as caught:
         GPTNeoXJapaneseForCausalLM.from_pretrained(tmp_path, backend=backend)
-    assert "length_penalty" not in str(caught[0].message)
+    assert "penalty_alpha" not in str(caught[0].message)
 
 
 def test_a_damaged_generation_config_is_named(tmp_path, backend):
@@ -129,10 +131,27 @@ def test_a_damaged_generation_config_is_named(tmp_path, backend):
         ({"do_sample": 1}, "do_sample"),
         ({"max_length": 10**400}, "max_length"),
         ({"temprature": 1.0}, "Did you mean temperature"),
-        ({"num_beams": 4}, "not offered"),
+        ({"num_beams": 0}, "num_beams"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "at most num_beams = 2"),
+        ({"num_return_sequences": 2}, "one likeliest text"),
+        ({"num_beams": 2, "streamer": object()}, "streamer"),
+        ({"early_stopping": "always"}, "early_stopping"),
+        ({"length_penalty": math.inf}, "length_penalty"),
+        ({"cache_implementation": "offloaded"}, "dynamic, static"),
+        ({"context_overflow": "crash"}, "context_overflow"),
+        ({"context_overflow": "error", "max_new_tokens": 4000}, "more than the model's context"),
+        ({"past_key_values": ((1, 2),)}, "past_key_values"),
+        ({"past_key_values": DynamicCache(), "num_beams": 2}, "past_key_values"),
+        ({"past_key_values": DynamicCache(), "use_cache": False}, "past_key_values"),
+        ({"inputs_embeds": np.zeros((2, 9, 3))}, "inputs_embeds"),
+        ({"prefix_allowed_tokens_fn": lambda prompt, ids: []}, "prefix_allowed_tokens_fn"),
+        ({"prefix_allowed_tokens_fn": lambda prompt, ids: [99]}, "prefix_allowed_tokens_fn"),
         ({"num_beam_groups": 2}, "not offered"),
         ({"penalty_alpha": 0.6}, "not offered"),
-        ({"prompt_lookup_num_tokens": 3}, "not offered"),
+        ({"prompt_lookup_num_tokens": 0}, "prompt_lookup_num_tokens"),
+        ({"prompt_lookup_num_tokens": 3}, "for one prompt"),
+        ({"prompt_lookup_num_tokens": 3, "num_beams": 2}, "num_beams=2"),
+        ({"prompt_lookup_num_tokens": 3, "use_cache": False}, "use_cache=False"),
         ({"force_words_ids": [[3]]}, "not offered"),
         ({"generation_config": GenerationConfig(eos_token_id=99)}, "eos_token_id"),
         ({"min_p": 1.5}, "min_p"),

@@ -39,7 +39,7 @@ def process(scores: Any, ids: Any = ((0,),), prompt_length: int | None = None, *
     prompt = ids[:, : ids.shape[1] if prompt_length is None else prompt_length]
     custom = options.pop("custom", ())
     _, run = processing(scores.shape[1], prompt, options, custom=custom)
-    return run(ids, np.ones_like(ids), scores)[0].tolist()
+    return run(ids, scores)[0].tolist()
 
 
 # --- against transformers ------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def test_golden_scores(case: dict) -> None:
     config = GenerationConfig(**options)
     limit = config.length_limit(prompt_length)
     run = ScoreProcessing(config, prompt, limit, scores.shape[1], guidance=guidance)
-    found = run(ids, mask, scores)
+    found = run(ids, scores)
     limits, extreme = np.finfo(found.dtype), np.zeros(found.shape, dtype=np.int64)
     for number, code in ((-np.inf, -2), (limits.min, -1), (limits.max, 1)):
         extreme[found == number] = code
@@ -126,8 +126,7 @@ def test_padding_is_no_text() -> None:
     ):
         _, run = processing(3, text, options)
         _, alone = processing(3, text[:, 2:], options)
-        found = run(ids, np.array([[0, 0, 1, 1]]), scores)
-        assert (found == alone(ids[:, 2:], np.ones((1, 2), int), scores)).all()
+        assert (run(ids, scores) == alone(ids[:, 2:], scores)).all()
     assert processors.ban_repeated_ngrams(text[:, :3], scores, 1).tolist() == [[1, 1, -INF]]
 
 

@@ -132,7 +132,7 @@ class BeamSearch:
         ids = np.concatenate([prompt.ids for prompt in self._prompts])
         logits = self._next_logits(ids)
         with np.errstate(invalid="ignore"):
-            scores = self._processing(ids, log_probabilities(logits.astype(np.float64)))
+            scores = self._processing.whole(ids, log_probabilities(logits.astype(np.float64)))
         for row, of_row in enumerate(scores):
             check_scores(of_row, row // beams, length)
         if self._record:

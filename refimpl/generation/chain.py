@@ -14,6 +14,7 @@ Source: transformers 5.23, generation/utils.py, `_get_logits_processor`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -21,14 +22,45 @@ import numpy as np
 from refimpl.errors import InputError, quote
 from refimpl.generation import logits, processors
 from refimpl.generation.config import GenerationConfig
+from refimpl.generation.logits import choose
 from refimpl.generation.processors import PADDING, LogitsProcessor
 
 #: scores [rows, vocab] -> scores [rows, vocab]
+Change = Callable[[np.ndarray], np.ndarray]
+#: scores [any] -> other scores of the same tokens, or which of them stay (bool)
 Filter = Callable[[np.ndarray], np.ndarray]
 
 
 #: (prompt, ids of the text so far) -> the ids that may come next
 AllowedTokens = Callable[[int, np.ndarray], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What may come next in one row.
+
+    token_ids: `[any]`, rising; None: the whole vocabulary.
+    scores: of these tokens, float64; -inf where one is ruled out all the same.
+    """
+
+    token_ids: np.ndarray | None
+    scores: np.ndarray
+
+    def choose(self, is_greedy: bool, seed: int, row: int, position: int) -> int:
+        """The next token of a row with so many tokens.
+
+        Raises: NumericalError when there is nothing to choose from.
+        """
+        place = choose(self.scores, is_greedy, seed, row, position)
+        return place if self.token_ids is None else int(self.token_ids[place])
+
+    def whole(self, vocab_size: int) -> np.ndarray:
+        """[vocab], -inf for all other tokens."""
+        if self.token_ids is None:
+            return self.scores
+        whole = np.full(vocab_size, -np.inf)
+        whole[self.token_ids] = self.scores
+        return whole
 
 
 class ScoreProcessing:
@@ -68,13 +100,8 @@ class ScoreProcessing:
         self._custom = custom
         self._filters = [*([] if config.is_greedy else _filters(config)), *_last(config)]
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether the scores are the model's logits."""
-        return not (self._always or self._custom or self._filters)
-
-    def __call__(self, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """ids [rows, seq], logits [rows, vocab] -> scores [rows, vocab], float64
+    def __call__(self, ids: np.ndarray, scores: np.ndarray) -> list[Candidates]:
+        """ids [rows, seq], logits [rows, vocab] -> what may come next in each row
 
         Raises: InputError when a processor of the caller returns something else than scores.
         """
@@ -87,10 +114,12 @@ class ScoreProcessing:
                 scores = processor(text, scores)
         for processor in self._custom:
             scores = _returned(processor(ids, scores), scores.shape)
-        if self._filters:
-            with np.errstate(invalid="ignore", divide="ignore"):
-                scores = np.stack([self._filtered(row) for row in scores])
-        return scores
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return [self._filtered(row) for row in scores]
+
+    def whole(self, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """The same as scores [rows, vocab], float64, with -inf for each token that is ruled out."""
+        return np.stack([candidates.whole(scores.shape[1]) for candidates in self(ids, scores)])
 
     def _text(self, ids: np.ndarray) -> np.ndarray:
         """The ids with `PADDING` at padding.  [rows, seq] -> [rows, seq]"""
@@ -98,23 +127,18 @@ class ScoreProcessing:
             return ids
         return np.concatenate([self._prompt, ids[:, self._prompt.shape[1] :]], axis=1)
 
-    def _filtered(self, scores: np.ndarray) -> np.ndarray:
-        """[vocab] -> [vocab].  Each filter sees only what those before it have left, which are often few."""
-        left, kept = scores, None
-        for change in self._filters:
-            changed = change(left)
-            remaining = np.flatnonzero(changed != -np.inf)
-            if remaining.size < changed.size:
-                kept = remaining if kept is None else kept[remaining]
-                changed = changed[remaining]
-            left = changed
-            if not left.size:  # everything is ruled out, which is refused when a token is chosen
-                break
-        if kept is None:
-            return left
-        whole = np.full_like(scores, -np.inf)
-        whole[kept] = left
-        return whole
+    def _filtered(self, scores: np.ndarray) -> Candidates:
+        """Each filter sees only what those before it have left, which are often few.  [vocab] -> some of it"""
+        token_ids = None
+        for filtered in self._filters:
+            result = filtered(scores)
+            if result.dtype != bool:
+                scores = result
+                continue
+            kept = np.flatnonzero(result)
+            token_ids = kept if token_ids is None else token_ids[kept]
+            scores = scores[kept]
+        return Candidates(token_ids, scores)
 
 
 def _always(
@@ -168,7 +192,7 @@ def _always(
         yield _when(lambda length: length == begin, first)
 
 
-def _when(fits: Callable[[int], bool], change: Filter) -> LogitsProcessor:
+def _when(fits: Callable[[int], bool], change: Change) -> LogitsProcessor:
     """Change the scores where the text has a fitting length, padding included."""
     return lambda ids, scores: change(scores) if fits(ids.shape[1]) else scores
 
@@ -194,24 +218,28 @@ def _only_allowed(allowed_tokens: AllowedTokens, vocab_size: int, copies: int) -
 
 
 def _filters(config: GenerationConfig) -> Iterator[Filter]:
+    # A temperature changes no order, so that top_k may come before it: what follows then has little to do.
     # A beam that could only end would leave nothing to follow.
     keep = len(config.eos_token_ids) + 1 if (config.num_beams or 1) > 1 else 1
+    cut_first = config.top_h is None
+    if config.top_k and cut_first:
+        yield partial(logits.in_top_k, top_k=config.top_k, keep=keep)
     if config.temperature not in (None, 1):
         yield partial(logits.apply_temperature, temperature=config.temperature)
     if config.top_h is not None:
-        yield partial(logits.apply_top_h, top_h=config.top_h)
-    if config.top_k:
-        yield partial(logits.apply_top_k, top_k=config.top_k, keep=keep)
+        yield partial(logits.in_top_h, top_h=config.top_h)
+    if config.top_k and not cut_first:
+        yield partial(logits.in_top_k, top_k=config.top_k, keep=keep)
     if config.top_p not in (None, 1):
-        yield partial(logits.apply_top_p, top_p=config.top_p, keep=keep)
+        yield partial(logits.in_top_p, top_p=config.top_p, keep=keep)
     if config.min_p:
-        yield partial(logits.apply_min_p, min_p=config.min_p, keep=keep)
+        yield partial(logits.above_min_p, min_p=config.min_p, keep=keep)
     if config.typical_p not in (None, 1):
-        yield partial(logits.apply_typical_p, mass=config.typical_p, keep=keep)
+        yield partial(logits.typical, mass=config.typical_p, keep=keep)
     if config.epsilon_cutoff:
-        yield partial(logits.apply_epsilon_cutoff, epsilon=config.epsilon_cutoff, keep=keep)
+        yield partial(logits.above_epsilon, epsilon=config.epsilon_cutoff, keep=keep)
     if config.eta_cutoff:
-        yield partial(logits.apply_eta_cutoff, epsilon=config.eta_cutoff, keep=keep)
+        yield partial(logits.above_eta, epsilon=config.eta_cutoff, keep=keep)
 
 
 def _last(config: GenerationConfig) -> Iterator[Filter]:

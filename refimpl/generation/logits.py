@@ -1,19 +1,21 @@
 """The filters of sampling, and the choice of a token, on the host.
 
-A filter takes scores `[..., vocab]` and returns new ones of the same shape and dtype, in which a token that is
-ruled out has -inf.  With `keep` it leaves at least so many tokens, which beam search needs.  Which of them are
-applied, and in which order, stands in `refimpl/generation/chain.py`.
+A filter takes the scores of some tokens of one row, `[any]`, and says which of them stay, as truth values `[any]`;
+NaN always stays, to be refused when a token is chosen.  With `keep` at least so many tokens stay, which beam search
+needs.  Which filters are applied, and in which order, stands in `refimpl/generation/chain.py`.
 Formulas: the papers named below; results: transformers 5.23, generation/logits_process.py.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
 from refimpl.errors import NumericalError
 from refimpl.generation.random import uniform
 
-#: Of how many of the likeliest tokens `apply_top_h` looks at.
+#: Of how many of the likeliest tokens `in_top_h` looks at.
 TOP_H_TOKENS = 100
 
 
@@ -29,105 +31,94 @@ def log_probabilities(scores: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def entropy(scores: np.ndarray) -> np.ndarray:
-    """-sum(p log p) of p = softmax(scores), with 0 log 0 = 0.  [..., vocab] -> [..., 1]"""
-    p = probabilities(scores)
-    return -_times(p, log_probabilities(scores)).sum(axis=-1, keepdims=True)
+def entropy(scores: np.ndarray) -> float:
+    """-sum(p log p) of p = softmax(scores), with 0 log 0 = 0.  [any] -> number"""
+    return float(-_times(probabilities(scores), log_probabilities(scores)).sum())
 
 
 def apply_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """scores / temperature: below 1 the likely tokens become likelier, above 1 less so."""
+    """scores / temperature: below 1 the likely tokens become likelier, above 1 less so.  [any] -> [any]"""
     with np.errstate(over="ignore", invalid="ignore"):
         divided = scores / temperature
-        if not np.isfinite(divided.max(axis=-1)).all():
+        if not np.isfinite(divided.max()):
             # The largest score has left the numbers.  A constant changes no probability, so that it may become 0.
-            divided = (scores - scores.max(axis=-1, keepdims=True)) / temperature
+            divided = (scores - scores.max()) / temperature
     return divided
 
 
-def apply_top_h(scores: np.ndarray, top_h: float) -> np.ndarray:
-    """Keep the likeliest tokens, of the first 100, whose shares of the entropy, -p log p, sum to at most
-    `top_h` times all of it, and the likeliest one always (arXiv:2509.02510)."""
-    ranked = _ranks(scores)[..., :TOP_H_TOKENS]
-    best = np.take_along_axis(scores, ranked, axis=-1)
+def in_top_h(scores: np.ndarray, top_h: float) -> np.ndarray:
+    """The likeliest tokens, of the first 100, whose shares of the entropy, -p log p, sum to at most `top_h` times
+    all of it, and the likeliest one always (arXiv:2509.02510)."""
+    ranked = _ranks(scores)[:TOP_H_TOKENS]
+    best = scores[ranked]
     shares = -_times(probabilities(best), log_probabilities(best))
-    removed = np.cumsum(shares, axis=-1) > top_h * entropy(best)
-    removed[..., 0] = False
-    all_removed = np.ones(scores.shape, dtype=bool)
-    np.put_along_axis(all_removed, ranked, removed, axis=-1)
-    return np.where(all_removed, -np.inf, scores).astype(scores.dtype)
+    stays = np.cumsum(shares) <= top_h * entropy(best)
+    stays[0] = True
+    return _by_id(scores, ranked, stays)
 
 
-def apply_top_k(scores: np.ndarray, top_k: int, keep: int = 1) -> np.ndarray:
-    """Keep the k likeliest tokens, and those that tie with the last of them (arXiv:1805.04833)."""
-    top_k = max(top_k, keep)
-    if top_k >= scores.shape[-1]:
-        return scores
-    return np.where(scores < _nth(scores, top_k), -np.inf, scores).astype(scores.dtype)
+def in_top_k(scores: np.ndarray, top_k: int, keep: int = 1) -> np.ndarray:
+    """The k likeliest tokens, and those that tie with the last of them (arXiv:1805.04833)."""
+    return ~(scores < _nth(scores, max(top_k, keep)))
 
 
-def apply_top_p(scores: np.ndarray, top_p: float, keep: int = 1) -> np.ndarray:
-    """Keep the fewest likeliest tokens whose probabilities sum to at least `top_p` (arXiv:1904.09751)."""
+def in_top_p(scores: np.ndarray, top_p: float, keep: int = 1) -> np.ndarray:
+    """The fewest likeliest tokens whose probabilities sum to at least `top_p` (arXiv:1904.09751)."""
     ranked = _ranks(scores)
-    p = probabilities(np.take_along_axis(scores, ranked, axis=-1))
-    removed = np.cumsum(p, axis=-1) - p >= top_p  # the sum of all that are likelier
-    removed[..., :keep] = False
-    return _without(scores, ranked, removed)
+    p = probabilities(scores[ranked])
+    stays = ~(np.cumsum(p) - p >= top_p)  # the sum of all that are likelier
+    stays[:keep] = True
+    return _by_id(scores, ranked, stays)
 
 
-def apply_min_p(scores: np.ndarray, min_p: float, keep: int = 1) -> np.ndarray:
-    """Keep the tokens that are at least `min_p` times as probable as the likeliest (arXiv:2407.01082)."""
+def above_min_p(scores: np.ndarray, min_p: float, keep: int = 1) -> np.ndarray:
+    """The tokens that are at least `min_p` times as probable as the likeliest (arXiv:2407.01082)."""
     p = probabilities(scores)
-    return _above(scores, min_p * p.max(axis=-1, keepdims=True), keep)
+    return _above(scores, min_p * p.max(), keep)
 
 
-def apply_typical_p(scores: np.ndarray, mass: float, keep: int = 1) -> np.ndarray:
-    """Keep the tokens whose surprise, -log p, is nearest to its mean, the entropy, until their probabilities
-    sum to `mass` (arXiv:2202.00666).  Those that are as far away as the last of them stay too."""
+def typical(scores: np.ndarray, mass: float, keep: int = 1) -> np.ndarray:
+    """The tokens whose surprise, -log p, is nearest to its mean, the entropy, until their probabilities sum to
+    `mass` (arXiv:2202.00666), and those that are as far away as the last of them."""
     distance = np.abs(-log_probabilities(scores) - entropy(scores))
-    ranked = np.argsort(distance, axis=-1, kind="stable")
-    cumulated = np.cumsum(probabilities(np.take_along_axis(scores, ranked, axis=-1)), axis=-1)
-    last = np.maximum((cumulated < mass).sum(axis=-1, keepdims=True), keep - 1)
-    last = np.minimum(last, scores.shape[-1] - 1)
-    limit = np.take_along_axis(distance, np.take_along_axis(ranked, last, axis=-1), axis=-1)
-    return np.where(distance > limit, -np.inf, scores).astype(scores.dtype)
+    ranked = np.argsort(distance, kind="stable")
+    cumulated = np.cumsum(probabilities(scores[ranked]))
+    last = min(max(int((cumulated < mass).sum()), keep - 1), scores.size - 1)
+    return ~(distance > distance[ranked[last]])
 
 
-def apply_epsilon_cutoff(scores: np.ndarray, epsilon: float, keep: int = 1) -> np.ndarray:
-    """Keep the tokens of at least the probability `epsilon`, and the likeliest ones always (arXiv:2210.15191)."""
-    return _above(scores, np.asarray(epsilon), keep)
+def above_epsilon(scores: np.ndarray, epsilon: float, keep: int = 1) -> np.ndarray:
+    """The tokens of at least the probability `epsilon`, and the likeliest ones always (arXiv:2210.15191)."""
+    return _above(scores, epsilon, keep)
 
 
-def apply_eta_cutoff(scores: np.ndarray, epsilon: float, keep: int = 1) -> np.ndarray:
-    """Keep the tokens of at least the probability min(epsilon, sqrt(epsilon) * exp(-entropy)), and the likeliest
-    ones always (arXiv:2210.15191)."""
-    return _above(scores, np.minimum(epsilon, np.sqrt(epsilon) * np.exp(-entropy(scores))), keep)
+def above_eta(scores: np.ndarray, epsilon: float, keep: int = 1) -> np.ndarray:
+    """The tokens of at least the probability min(epsilon, sqrt(epsilon) * exp(-entropy)), and the likeliest ones
+    always (arXiv:2210.15191)."""
+    return _above(scores, min(epsilon, math.sqrt(epsilon) * math.exp(-entropy(scores))), keep)
 
 
-def _above(scores: np.ndarray, threshold: np.ndarray, keep: int) -> np.ndarray:
-    """-inf for each token below a probability, except for the `keep` likeliest and those that tie with them."""
-    removed = (probabilities(scores) < threshold) & (scores < _nth(scores, keep))
-    return np.where(removed, -np.inf, scores).astype(scores.dtype)
+def _above(scores: np.ndarray, threshold: float, keep: int) -> np.ndarray:
+    """The tokens of at least a probability, and the `keep` likeliest with those that tie with them."""
+    return ~((probabilities(scores) < threshold) & (scores < _nth(scores, keep)))
 
 
-def _nth(scores: np.ndarray, n: int) -> np.ndarray:
-    """The nth largest score, or the smallest if there are fewer.  [..., vocab] -> [..., 1]"""
-    n = min(n, scores.shape[-1])
-    if n == 1:
-        return scores.max(axis=-1, keepdims=True)
-    return np.partition(scores, -n, axis=-1)[..., -n, None]
+def _nth(scores: np.ndarray, n: int) -> float:
+    """The nth largest score, or the smallest if there are fewer."""
+    n = min(n, scores.size)
+    return scores.max() if n == 1 else np.partition(scores, -n)[-n]
 
 
 def _ranks(scores: np.ndarray) -> np.ndarray:
-    """The ids by falling score; among equals the lower id comes first."""
-    return np.argsort(-scores, axis=-1, kind="stable")
+    """The places by falling score; among equals the first comes first."""
+    return np.argsort(-scores, kind="stable")
 
 
-def _without(scores: np.ndarray, ranked: np.ndarray, removed: np.ndarray) -> np.ndarray:
-    """-inf for each token `ranked[..., i]` with `removed[..., i]`."""
-    by_id = np.empty_like(removed)
-    np.put_along_axis(by_id, ranked, removed, axis=-1)
-    return np.where(by_id, -np.inf, scores).astype(scores.dtype)
+def _by_id(scores: np.ndarray, ranked: np.ndarray, stays: np.ndarray) -> np.ndarray:
+    """`stays`, which is said of the tokens `ranked`, said of all tokens; the others do not stay."""
+    by_id = np.zeros(scores.shape, dtype=bool)
+    by_id[ranked] = stays
+    return by_id
 
 
 def _times(p: np.ndarray, log_p: np.ndarray) -> np.ndarray:
@@ -141,8 +132,7 @@ def draw(scores: np.ndarray, number: float) -> int:
     Tokens are ranked by falling probability, then by id, so that scores which differ by rounding
     only give the same token except next to a border.
     """
-    possible = np.flatnonzero(scores != -np.inf)
-    ranked = possible[_ranks(scores[possible])]
+    ranked = _ranks(scores)
     return int(ranked[_passed(probabilities(scores[ranked]), number)])
 
 
@@ -170,7 +160,7 @@ def _passed(p: np.ndarray, number: float) -> int:
 
 def check_scores(scores: np.ndarray, row: int, position: int) -> None:
     """Raises: NumericalError when the scores hold NaN, rule out every token, or exceed the numbers.  [vocab]"""
-    if np.isnan(scores).any() or not np.isfinite(scores.max()):
+    if not np.isfinite(scores.max()):  # which is NaN where any of them is
         raise NumericalError(
             "the logits leave nothing to choose from",
             where=f"row {row}, position {position}",

@@ -21,30 +21,27 @@ PADDING = -1
 LogitsProcessor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def occurring(ids: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Which tokens stand in the text of each row.  [rows, seq] -> [rows, vocab] bool"""
-    seen = np.zeros((len(ids), vocab_size), dtype=bool)
-    rows, places = np.nonzero(ids != PADDING)
-    seen[rows, ids[rows, places]] = True
-    return seen
-
-
 def penalize_repetition(ids: np.ndarray, scores: np.ndarray, penalty: float) -> np.ndarray:
     """For each token of the text: score / penalty where it is positive, score * penalty where it is negative
     (arXiv:1909.05858)."""
-    return _scaled_where(occurring(ids, scores.shape[1]), scores, penalty)
+    return _scaled_where(ids, scores, penalty)
 
 
 def favour_prompt(prompt: np.ndarray, scores: np.ndarray, penalty: float) -> np.ndarray:
     """The opposite for the tokens of the prompt, `[rows, prompt]`: `encoder_repetition_penalty` above 1 makes
     them likelier."""
-    return _scaled_where(occurring(prompt, scores.shape[1]), scores, 1 / penalty)
+    return _scaled_where(prompt, scores, 1 / penalty)
 
 
-def _scaled_where(chosen: np.ndarray, scores: np.ndarray, factor: float) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        scaled = np.where(scores < 0, scores * factor, scores / factor)
-    return np.where(chosen, scaled, scores).astype(scores.dtype)
+def _scaled_where(ids: np.ndarray, scores: np.ndarray, factor: float) -> np.ndarray:
+    """A token that stands there several times is scaled once."""
+    processed = scores.copy()
+    for text, before, after in zip(ids, scores, processed, strict=True):
+        tokens = text[text != PADDING]
+        chosen = before[tokens]
+        with np.errstate(over="ignore"):
+            after[tokens] = np.where(chosen < 0, chosen * factor, chosen / factor)
+    return processed
 
 
 def ban_repeated_ngrams(

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refimpl.generation.chain import ScoreProcessing
+from refimpl.generation.chain import Candidates, ScoreProcessing
 from refimpl.generation.config import GenerationConfig
-from refimpl.generation.logits import choose
 from refimpl.generation.next_logits import NextLogits
 from refimpl.generation.stopping import StoppingCriterion
 
@@ -21,15 +20,21 @@ class Step:
     ids: `[rows, seq]`, the texts with it.
     was_running: `[rows]`, whether it is a new token; the others only fill up rows that have ended.
     ended_by_token, ended: `[rows]`, whether the row has ended with an eos token, and whether it has ended at all.
-    scores: `[rows, vocab]`, what it was chosen by; logits: what the model gave, in the compute dtype.
+    candidates: of each row, what it was chosen from; logits: `[rows, vocab]`, what the model gave, in the compute
+        dtype.
     """
 
     ids: np.ndarray
     was_running: np.ndarray
     ended_by_token: np.ndarray
     ended: np.ndarray
-    scores: np.ndarray
+    candidates: list[Candidates]
     logits: np.ndarray
+
+    @property
+    def scores(self) -> np.ndarray:
+        """What the tokens were chosen by, `[rows, vocab]`, float64, with -inf for what was ruled out."""
+        return np.stack([row.whole(self.logits.shape[1]) for row in self.candidates])
 
 
 def steps(
@@ -48,20 +53,22 @@ def steps(
     lengths: `[rows]`, tokens without padding: with the seed they say what is drawn, so that padding changes nothing.
     Raises: NumericalError where there is nothing to choose from.
     """
-    positions = lengths.tolist()
+    positions, eos_ids = lengths.tolist(), set(config.eos_token_ids)
     by_token = np.zeros(len(ids), dtype=bool)
     ended = by_token
     while ids.shape[1] < limit and not ended.all():
         logits = next_logits(ids)
-        scores = logits if processing.is_empty else processing(ids, logits)
+        candidates = processing(ids, logits)
         running = ~ended
         tokens = np.full(len(ids), fill, dtype=np.int64)
         for row in np.flatnonzero(running).tolist():
-            tokens[row] = choose(scores[row], config.is_greedy, seed, row, positions[row])
+            tokens[row] = candidates[row].choose(config.is_greedy, seed, row, positions[row])
             positions[row] += 1
         ids = np.concatenate([ids, tokens[:, None]], axis=1)
-        by_token = by_token | (running & np.isin(tokens, config.eos_token_ids))
+        by_token = by_token | (running & [token in eos_ids for token in tokens.tolist()])
         ended = ended | by_token
+        step = Step(ids, running, by_token, ended, candidates, logits)
         for is_done in criteria:
-            ended = ended | np.asarray(is_done(ids, scores), dtype=bool)
-        yield Step(ids, running, by_token, ended, scores, logits)
+            ended = ended | np.asarray(is_done(ids, step.scores), dtype=bool)
+        step.ended = ended
+        yield step

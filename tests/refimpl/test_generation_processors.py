@@ -39,7 +39,7 @@ def process(scores: Any, ids: Any = ((0,),), prompt_length: int | None = None, *
     prompt = ids[:, : ids.shape[1] if prompt_length is None else prompt_length]
     custom = options.pop("custom", ())
     _, run = processing(scores.shape[1], prompt, options, custom=custom)
-    return run(ids, scores)[0].tolist()
+    return run.whole(ids, scores)[0].tolist()
 
 
 # --- against transformers ------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def test_golden_scores(case: dict) -> None:
     config = GenerationConfig(**options)
     limit = config.length_limit(prompt_length)
     run = ScoreProcessing(config, prompt, limit, scores.shape[1], guidance=guidance)
-    found = run(ids, scores)
+    found = run.whole(ids, scores)
     limits, extreme = np.finfo(found.dtype), np.zeros(found.shape, dtype=np.int64)
     for number, code in ((-np.inf, -2), (limits.min, -1), (limits.max, 1)):
         extreme[found == number] = code
@@ -126,7 +126,7 @@ def test_padding_is_no_text() -> None:
     ):
         _, run = processing(3, text, options)
         _, alone = processing(3, text[:, 2:], options)
-        assert (run(ids, scores) == alone(ids[:, 2:], scores)).all()
+        assert (run.whole(ids, scores) == alone.whole(ids[:, 2:], scores)).all()
     assert processors.ban_repeated_ngrams(text[:, :3], scores, 1).tolist() == [[1, 1, -INF]]
 
 
@@ -215,21 +215,41 @@ def test_temperature_keeps_to_the_numbers() -> None:
     assert process([1.0, 2.0], **SAMPLE, temperature=1e-320) == [-INF, 0]
 
 
-def test_filters_keep_the_dtype() -> None:
-    rows = np.random.default_rng(0).normal(size=(2, 9)).astype(np.float32)
-    for change, value in (
-        (logits.apply_temperature, 0.5),
-        (logits.apply_top_h, 0.5),
-        (logits.apply_top_k, 3),
-        (logits.apply_top_p, 0.5),
-        (logits.apply_min_p, 0.5),
-        (logits.apply_typical_p, 0.5),
-        (logits.apply_epsilon_cutoff, 0.2),
-        (logits.apply_eta_cutoff, 0.2),
+def test_filters_change_nothing_themselves() -> None:
+    scores = np.random.default_rng(0).normal(size=9).astype(np.float32)
+    for stays, value in (
+        (logits.in_top_h, 0.5),
+        (logits.in_top_k, 3),
+        (logits.in_top_p, 0.5),
+        (logits.above_min_p, 0.5),
+        (logits.typical, 0.5),
+        (logits.above_epsilon, 0.2),
+        (logits.above_eta, 0.2),
     ):
-        before = rows.copy()
-        assert change(rows, value).dtype == np.float32
-        assert (rows == before).all()
+        before = scores.copy()
+        found = stays(scores, value)
+        assert found.dtype == bool
+        assert (scores == before).all()
+        assert 0 < found.sum() < 9
+
+
+@pytest.mark.parametrize(
+    "stays",
+    [
+        logits.in_top_k,
+        logits.in_top_p,
+        logits.above_min_p,
+        logits.typical,
+        logits.above_epsilon,
+        logits.above_eta,
+    ],
+)
+def test_filters_keep_at_least_so_many(stays: Any) -> None:
+    sharp = np.array([0.0, 30, 1, 20, 10])
+    value = 1 if stays is logits.in_top_k else 0.5
+    assert np.flatnonzero(stays(sharp, value)).tolist() == [1]
+    assert np.flatnonzero(stays(sharp, value, keep=3)).tolist() == [1, 3, 4]
+    assert stays(sharp, value, keep=9).all()
 
 
 def test_renormalized_scores_are_log_probabilities() -> None:

@@ -23,7 +23,7 @@ help:
 	@echo "make fuzz         feed each reader of files (tokenizers, settings, weights) a million broken ones"
 	@echo "make lint         ruff and mypy"
 	@echo "make conformance  compare with transformers, live (installs PyTorch and transformers)"
-	@echo "make check-long   the same with a million random texts and 200 works for each tokenizer; kill 1,000 saves"
+	@echo "make check-long   the same with a million random texts and 200 works for each tokenizer; a million draws; kill 1,000 saves"
 	@echo "make bench        measure speed beside other implementations (installs transformers and tiktoken)"
 	@echo "make train        train the embedded model again"
 	@echo "make goldens      make the golden vectors again, from transformers"
@@ -51,6 +51,7 @@ conformance: .venv-conformance/ready
 
 check-long: .venv-conformance/ready
 	REFIMPL_STRINGS=1000000 REFIMPL_WORKS=200 REFIMPL_MODELS=800 .venv-conformance/bin/python -m pytest tests/conformance -k "many_random or works"
+	REFIMPL_DRAWS=1000000 .venv-conformance/bin/python -m pytest tests/refimpl/test_generation_seeds.py -k distribution
 	REFIMPL_KILLS=1000 .venv-conformance/bin/python -m pytest tests/refimpl/checkpoints/test_saving_failures.py -k killed
 
 # For example: make bench BENCH="--model gpt-neox-20b --json > record.json"

@@ -122,7 +122,7 @@ class DynamicCache:
         return len(self._layers)
 
     def __repr__(self) -> str:
-        return f"DynamicCache(layers={len(self)}, tokens={self.get_seq_length()})"
+        return f"{type(self).__name__}(layers={len(self)}, tokens={self.get_seq_length()})"
 
 
 def open_cache(

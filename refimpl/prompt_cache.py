@@ -24,7 +24,7 @@ class PromptCache(DynamicCache):
 
     Attributes:
         token_ids: the text that the cache holds, `[rows, seq]`, int64; -1 at padding.
-        reused: how many tokens of the newest text were there already.
+        reused: how many tokens of the text that `generate()` was last called with were there already.
     """
 
     def __init__(self) -> None:
@@ -34,9 +34,10 @@ class PromptCache(DynamicCache):
         self._model: Any = None
         self._model_key = ""
 
-    def keep_common(self, text: np.ndarray, model: Any) -> None:
+    def keep_common(self, text: np.ndarray, model: Any) -> int:
         """Forget what does not stand at the beginning of `text`, `[rows, seq]`, and always its last token.
 
+        Returns: how many tokens are left.
         Raises: InputError for a cache that another model has filled.
         """
         if model is not self._model:
@@ -54,12 +55,12 @@ class PromptCache(DynamicCache):
         if len(held) == len(text):
             differs = (held[:, :width] != text[:, :width]).any(axis=0)
             common = int(np.argmax(differs)) if differs.any() else width
-        self.reused = common
         self.token_ids = held[:, :common]
         if common == 0:
             self.reset()
         else:
             self.crop(common)
+        return common
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the cache into a safetensors file: `layers.N.key` and `layers.N.value`, `[rows, heads, seq,

@@ -93,7 +93,9 @@ class NextLogits:
         past = 0
         if self.cache is not None:
             if isinstance(self.cache, PromptCache):
-                self.cache.keep_common(text, self._model)
+                common = self.cache.keep_common(text, self._model)
+                if first:
+                    self.cache.reused = common
             past = self.cache.get_seq_length()
         fed: dict[str, Any] = {"input_ids": ids[::copies, past:]}
         if self._embeds is not None and first:

@@ -107,14 +107,13 @@ class ScoreProcessing:
         """
         scores = scores.astype(np.float64)
         # A row that holds NaN or rules out everything is refused when a token of it is chosen; one that has
-        # ended is not.
-        with np.errstate(invalid="ignore", divide="ignore"):
+        # ended is not.  A factor beyond the numbers makes infinities, which say the same.
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             text = self._text(ids) if self._always else ids
             for processor in self._always:
                 scores = processor(text, scores)
-        for processor in self._custom:
-            scores = _returned(processor(ids, scores), scores.shape)
-        with np.errstate(invalid="ignore", divide="ignore"):
+            for processor in self._custom:
+                scores = _returned(processor(ids, scores), scores.shape)
             return [self._filtered(row) for row in scores]
 
     def whole(self, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -38,11 +38,10 @@ def entropy(scores: np.ndarray) -> float:
 
 def apply_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
     """scores / temperature: below 1 the likely tokens become likelier, above 1 less so.  [any] -> [any]"""
-    with np.errstate(over="ignore", invalid="ignore"):
-        divided = scores / temperature
-        if not np.isfinite(divided.max()):
-            # The largest score has left the numbers.  A constant changes no probability, so that it may become 0.
-            divided = (scores - scores.max()) / temperature
+    divided = scores / temperature
+    if not np.isfinite(divided.max()):
+        # The largest score has left the numbers.  A constant changes no probability, so that it may become 0.
+        divided = (scores - scores.max()) / temperature
     return divided
 
 

@@ -2,7 +2,8 @@
 
 Each takes `ids [rows, seq]`, the text so far with `PADDING` where a row has none, and `scores [rows, vocab]`; it
 returns new scores of the same shape and dtype, in which a token that is ruled out has -inf.  Nothing is changed
-in place.  Which of them are applied, and in which order, stands in `refimpl/generation/chain.py`.
+in place.  What leaves the numbers becomes an infinity; the chain silences NumPy's warnings.  Which of them are
+applied, and in which order, stands in `refimpl/generation/chain.py`.
 Results: transformers 5.23, generation/logits_process.py.
 """
 
@@ -39,8 +40,7 @@ def _scaled_where(ids: np.ndarray, scores: np.ndarray, factor: float) -> np.ndar
     for text, before, after in zip(ids, scores, processed, strict=True):
         tokens = text[text != PADDING]
         chosen = before[tokens]
-        with np.errstate(over="ignore"):
-            after[tokens] = np.where(chosen < 0, chosen * factor, chosen / factor)
+        after[tokens] = np.where(chosen < 0, chosen * factor, chosen / factor)
     return processed
 
 
@@ -105,12 +105,10 @@ def raise_eos(scores: np.ndarray, eos_ids: Sequence[int], factor: float, steps: 
     if steps <= 0:
         return scores
     processed = scores.copy()
-    with np.errstate(over="ignore"):
-        growth = (np.float64(factor) ** steps - 1).astype(scores.dtype)
+    growth = (np.float64(factor) ** steps - 1).astype(scores.dtype)
     for token_id in dict.fromkeys(eos_ids):
         column = scores[:, token_id]
-        with np.errstate(over="ignore", invalid="ignore"):
-            raised = column + np.abs(column) * growth
+        raised = column + np.abs(column) * growth
         # A power that has left the numbers would make the row useless; the largest one ends it all the same.
         raised = np.nan_to_num(raised, nan=0.0, posinf=np.finfo(scores.dtype).max)
         processed[:, token_id] = np.where(np.isfinite(column), raised, column)

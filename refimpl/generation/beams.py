@@ -99,7 +99,7 @@ class BeamSearch:
     ):
         self._next_logits, self._processing, self._criteria = next_logits, processing, criteria
         self._config, self._limit, self._fill, self._seed, self._record = config, limit, fill, seed, record
-        self._beams = config.num_beams or 1
+        self._beams, self._penalty = config.num_beams or 1, config.length_penalty or 0.0
         self._start = ids.shape[1]
         self._lengths = lengths[:: self._beams]
         # Enough that so many are left to run on when every end of a text is among them.
@@ -194,7 +194,7 @@ class BeamSearch:
         if not prompt.may_improve or (self._config.early_stopping is True and prompt.is_full):
             return
         found = [
-            Ended(float(scores[i] / new**self._config.length_penalty), texts[i], origins[i])
+            Ended(float(scores[i] / new**self._penalty), texts[i], origins[i])
             for i in range(self._beams)
             if hits[i]
         ]
@@ -208,9 +208,8 @@ class BeamSearch:
         """
         if not prompt.is_full:
             return True
-        penalty = self._config.length_penalty
-        longest = self._config.early_stopping == "never" and penalty > 0
-        best = prompt.scores[0] / ((self._limit if longest else length) - self._start) ** penalty
+        longest = self._config.early_stopping == "never" and self._penalty > 0
+        best = prompt.scores[0] / ((self._limit if longest else length) - self._start) ** self._penalty
         return bool(best > prompt.ended[-1].score)
 
     def result(self) -> BeamResult:

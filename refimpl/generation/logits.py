@@ -143,7 +143,7 @@ def draw_several(scores: np.ndarray, count: int, seed: int, row: int, position: 
     ranked = _ranks(scores)
     p = probabilities(scores[ranked])
     drawn: list[int] = []
-    for index in range(min(count, np.count_nonzero(p))):
+    for index in range(min(count, int(np.count_nonzero(p)))):
         drawn.append(_passed(p, uniform(seed, row, position, index)))
         p[drawn[-1]] = 0
     rest = np.setdiff1d(np.arange(min(ranked.size, 2 * count)), drawn)

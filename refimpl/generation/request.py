@@ -142,7 +142,7 @@ def make_request(
             mask,
             cache,
             num_tokens=config.prompt_lookup_num_tokens,
-            max_ngram=config.max_matching_ngram_size,
+            max_ngram=config.max_matching_ngram_size or 1,
             limit=limit,
             **options,
         )

@@ -79,26 +79,8 @@ def make_request(
     check_in_vocabulary("eos_token_id", given.eos_token_ids, vocab_size, hint)
     config = given.completed(model.generation_config)
     fill = fill_id(config, vocab_size)
-    embeds, hidden_prompt = None, 0
-    if inputs_embeds is not None:
-        embeds = check_embeds(model.backend, inputs_embeds, model.config.hidden_size)
-        if input_ids is None:
-            input_ids, hidden_prompt = np.zeros(embeds.shape[:2], dtype=np.int64), embeds.shape[1]
-    elif input_ids is None:
-        if config.bos_token_id is None:
-            raise InputError("without a prompt there must be a bos_token_id", where="input_ids")
-        input_ids = [[config.bos_token_id]]
-    ids = as_id_array(input_ids, vocab_size).copy()
-    if embeds is not None and embeds.shape[:2] != ids.shape:
-        raise InputError(
-            "must have a row for each id",
-            where="inputs_embeds",
-            found=str(list(embeds.shape)),
-            allowed=f"[batch, seq, hidden] = {[*ids.shape, model.config.hidden_size]}",
-        )
-    if hidden_prompt and attention_mask is None:
-        attention_mask = np.ones_like(ids)
-    mask = prompt_mask(ids, attention_mask, config)
+    ids, mask, embeds = _prompts(model, config, input_ids, attention_mask, inputs_embeds)
+    hidden_prompt = ids.shape[1] if input_ids is None and embeds is not None else 0
     limit = config.length_limit(ids.shape[1])
     limit = _within_context(config, ids.shape[1], limit, model.config.max_position_embeddings)
     check_lengths(config, ids.shape[1], limit)
@@ -151,6 +133,32 @@ def make_request(
     return Request(
         config, ids, lengths, copies, limit, fill, seed, next_logits, processing, criteria, hidden_prompt
     )
+
+
+def _prompts(
+    model: Any, config: GenerationConfig, input_ids: Any, attention_mask: Any, inputs_embeds: Any
+) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Ids and mask, 2 x [batch, prompt], and embeddings where they are given; ids of 0 stand for unknown ones."""
+    vocab_size, hidden_size = model.config.vocab_size, model.config.hidden_size
+    if inputs_embeds is None:
+        if input_ids is None and config.bos_token_id is None:
+            raise InputError("without a prompt there must be a bos_token_id", where="input_ids")
+        ids = as_id_array([[config.bos_token_id]] if input_ids is None else input_ids, vocab_size).copy()
+        return ids, prompt_mask(ids, attention_mask, config), None
+    embeds = check_embeds(model.backend, inputs_embeds, hidden_size)
+    if input_ids is None:
+        ids = np.zeros(embeds.shape[:2], dtype=np.int64)
+        attention_mask = np.ones_like(ids) if attention_mask is None else attention_mask
+    else:
+        ids = as_id_array(input_ids, vocab_size).copy()
+    if embeds.shape[:2] != ids.shape:
+        raise InputError(
+            "must have a row for each id",
+            where="inputs_embeds",
+            found=str(list(embeds.shape)),
+            allowed=f"[batch, seq, hidden] = {[*ids.shape, hidden_size]}",
+        )
+    return ids, prompt_mask(ids, attention_mask, config), embeds
 
 
 def _copies(config: GenerationConfig) -> int:

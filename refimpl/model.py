@@ -6,7 +6,8 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Self
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -30,6 +31,9 @@ from refimpl.quantization import (
     quantization_of,
 )
 from refimpl.quantized_files import QuantizedTensors
+
+if TYPE_CHECKING:
+    from refimpl.conformance.trace import Trace
 
 Array = Any
 
@@ -297,6 +301,16 @@ class PreTrainedModel(ChangeableModel):
     def eval(self) -> Self:
         """The model itself: there is no training mode to leave."""
         return self
+
+    def trace(self, names: Iterable[str] | str | None = None) -> AbstractContextManager[Trace]:
+        """Record what is computed on the way: `with model.trace() as t: model(ids)`, then `t[name]`.
+
+        names: which steps, as patterns such as "gpt_neox.layers.*.attention.*"; None: all.
+        Raises: InputError, as `refimpl.conformance.trace.tracing`.
+        """
+        from refimpl.conformance.trace import tracing
+
+        return tracing(self, names)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}, {self.num_parameters():,} parameters, {self.backend!r}>"

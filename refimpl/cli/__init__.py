@@ -28,6 +28,8 @@ COMMANDS = {
     "convert": ("convert", "write a model as safetensors, in another precision if asked"),
     "quantize": ("quantize", "write a model with its dense layers in 8 or 4 bits"),
     "train-vocab": ("train_vocab", "make a vocabulary from texts"),
+    "trace": ("trace", "write what a model computes on the way, step by step"),
+    "compare": ("compare", "say where another program departs from a trace, and why"),
     "bench": ("bench", "measure speed, beside other implementations"),
 }
 

@@ -151,5 +151,21 @@ class NumericalError(RefimplError, ArithmeticError):
     """A computation left the finite numbers. Attributes: `layer`, `op` where known."""
 
 
+class SuiteError(RefimplError, ValueError):
+    """A suite of golden cases cannot be run: unknown version, other bytes than its manifest says, no cases."""
+
+    exit_code = 2
+
+
+class EngineError(RefimplError, RuntimeError):
+    """An engine cannot be started, or its handshake is wrong: there is nothing to measure."""
+
+    exit_code = 2
+
+
+class ProtocolError(RefimplError, ValueError):
+    """What an engine said is not what the protocol allows."""
+
+
 class SaveError(RefimplError, OSError):
     """Writing failed; what was there before is untouched. The system's own error is `__cause__`."""

@@ -12,8 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-BEFORE = ("make_ops.py", "make_processors.py", "make_models.py", "make_heads.py", "make_quantized.py")
-AFTER = ("make_tokenizer.py", "make_neox_tokenizer.py", "make_manifest.py")
+BEFORE = (
+    *("make_ops.py", "make_processors.py", "make_models.py", "make_heads.py", "make_quantized.py"),
+    "make_generation.py",
+)
+AFTER = (
+    *("make_tokenizer.py", "make_neox_tokenizer.py", "make_tokenizer_mistakes.py"),
+    "make_manifest.py",
+)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).resolve().parents[1]
 HEAD: dict[str, Any] = {
     "$schema": "./manifest.schema.json",
     "format_version": 1,
-    "suite": {"name": "refimpl golden vectors", "version": "1.1.0", "licence": "Apache-2.0"},
+    "suite": {"name": "refimpl golden vectors", "version": "1.2.0", "licence": "Apache-2.0"},
     "generator": {
         "command": "python golden/make/make_all.py",
         "requirements": "golden/make/requirements.txt",
@@ -54,7 +54,8 @@ HEAD: dict[str, Any] = {
             "text": "the text is not valid Unicode",
         },
         "detects": "frequent mistake -> how far its logits lie from the right ones, relative to the largest",
-        "wrong": "name of a frequent mistake -> name of the tensor in expected.file with the logits that it gives",
+        "wrong": "name of a frequent mistake -> name of the tensor in expected.file with the logits that it gives; in "
+        "the line of a tokenizer case: name -> the ids that it gives (wrong_decoded: the text)",
         "after": "another case: the same loaded model is called with that one first",
     },
 }

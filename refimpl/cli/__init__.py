@@ -28,8 +28,10 @@ COMMANDS = {
     "convert": ("convert", "write a model as safetensors, in another precision if asked"),
     "quantize": ("quantize", "write a model with its dense layers in 8 or 4 bits"),
     "train-vocab": ("train_vocab", "make a vocabulary from texts"),
+    "perplexity": ("perplexity", "measure how well a model foresees a text, and compare two runs"),
     "trace": ("trace", "write what a model computes on the way, step by step"),
     "compare": ("compare", "say where another program departs from a trace, and why"),
+    "conform": ("conform", "run any engine over the suite of cases, and name its mistakes"),
     "bench": ("bench", "measure speed, beside other implementations"),
 }
 

@@ -1,7 +1,8 @@
-"""`pipeline("text-generation", model=...)`: text in, text out, in one call."""
+"""`pipeline(task, model=...)`: text in, text or labels or answers out, in one call."""
 
 from __future__ import annotations
 
+import difflib
 import os
 from typing import Any
 
@@ -10,10 +11,29 @@ from refimpl.config_base import split_hub_options
 from refimpl.embedded_model import embedded_model_path
 from refimpl.errors import InputError, quote
 from refimpl.pipelines.base import Pipeline
+from refimpl.pipelines.feature_extraction import FeatureExtractionPipeline
+from refimpl.pipelines.question_answering import QuestionAnsweringPipeline
+from refimpl.pipelines.text_classification import TextClassificationPipeline
 from refimpl.pipelines.text_generation import TextGenerationPipeline
+from refimpl.pipelines.token_classification import TokenClassificationPipeline
 
 #: name of the task -> its class
-TASKS: dict[str, type[Pipeline]] = {"text-generation": TextGenerationPipeline}
+TASKS: dict[str, type[Pipeline]] = {
+    made.task: made
+    for made in (
+        FeatureExtractionPipeline,
+        QuestionAnsweringPipeline,
+        TextClassificationPipeline,
+        TextGenerationPipeline,
+        TokenClassificationPipeline,
+    )
+}
+
+#: Other names of tasks.
+ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
+
+#: What the model inside the package can do.
+_TASKS_OF_EMBEDDED_MODEL = ("feature-extraction", "text-generation")
 
 
 def pipeline(
@@ -34,8 +54,9 @@ def pipeline(
 ) -> Pipeline:
     """The pipeline of a task.
 
-    task: "text-generation".
-    model: a folder, a Hub id, or a model; None: the model that ships inside the package.
+    task: one of `TASKS`, or of their other names, `ALIASES`.
+    model: a folder, a Hub id, or a model; None: the model that ships inside the package, for the tasks that
+        need no head of their own.
     config: settings to use instead of the file's: a config, a folder or a Hub id.
     tokenizer: a tokenizer, a folder or a Hub id; None: that of the model, which must then be a name.
     revision, token: of the Hub.
@@ -47,9 +68,13 @@ def pipeline(
     Raises: InputError for a task that there is not, and as the pipeline itself; BackendError for a device that
         there is not; and what `from_pretrained` raises.
     """
-    if not isinstance(task, str) or task not in TASKS:
-        allowed = ", ".join(sorted(TASKS))
-        raise InputError("there is no such pipeline", where="task", found=quote(task), allowed=allowed)
+    task = _known_task(task)
+    if model is None and task not in _TASKS_OF_EMBEDDED_MODEL:
+        raise InputError(
+            f"the model inside the package has no head for {task}",
+            where="model",
+            allowed="a folder, a Hub id, or a model",
+        )
     model = embedded_model_path() if model is None else model
     place = _device_name(device)
     named = {"config": config, "revision": revision, "token": token, "device_map": device_map}
@@ -87,6 +112,21 @@ def pipeline(
             hint="For example: pipeline(task, model=model, tokenizer=tokenizer).",
         )
     return TASKS[task](model, tokenizer, **options)
+
+
+def _known_task(task: Any) -> str:
+    """The name of a task in `TASKS`.  Raises: InputError."""
+    name = ALIASES.get(task, task) if isinstance(task, str) else task
+    if isinstance(name, str) and name in TASKS:
+        return name
+    near = difflib.get_close_matches(task, [*TASKS, *ALIASES], n=1) if isinstance(task, str) else []
+    raise InputError(
+        "there is no such pipeline",
+        where="task",
+        found=quote(task),
+        allowed=", ".join(sorted(TASKS)),
+        hint=f"Did you mean {near[0]}?" if near else None,
+    )
 
 
 def _device_name(device: Any) -> str | None:

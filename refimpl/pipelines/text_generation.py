@@ -10,8 +10,8 @@ import numpy as np
 from refimpl.auto import AutoModelForCausalLM
 from refimpl.errors import InputError, quote
 from refimpl.generation.config import GenerationConfig
-from refimpl.generation.request import fill_id
 from refimpl.generation.random import fresh_seed
+from refimpl.generation.request import fill_id
 from refimpl.inputs import check_seed
 from refimpl.pipelines.base import Pipeline, whole_number
 
@@ -21,7 +21,7 @@ DEFAULTS = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
 #: Arguments of `generate()` that are no settings.
 _OBJECTS = (
     "generation_config", "streamer", "logits_processor", "stopping_criteria", "tokenizer",
-    "negative_prompt_ids", "negative_prompt_attention_mask",
+    "negative_prompt_ids", "negative_prompt_attention_mask", "prefix_allowed_tokens_fn",
 )  # fmt: skip
 
 
@@ -35,8 +35,8 @@ class TextGenerationOptions:
     return_tensors: bool = False
     skip_special_tokens: bool = True
     clean_up_tokenization_spaces: bool | None = None
-    #: So many texts for each prompt, each drawn for itself.
-    num_return_sequences: int = 1
+    #: So many texts for each prompt, each drawn for itself or found by one beam search; None: as the settings say.
+    num_return_sequences: int | None = None
     #: A text ends where one of these is complete; it is part of the text.
     stop_sequence: str | list[str] = field(default_factory=list)
     #: Stands before each prompt, and not in the text of the result (its ids do).
@@ -61,7 +61,8 @@ class TextGenerationOptions:
             )
         if self.return_tensors and self.return_full_text is not None:
             raise InputError("ids are no text: give one of return_tensors and return_full_text")
-        whole_number("num_return_sequences", self.num_return_sequences)
+        if self.num_return_sequences is not None:
+            whole_number("num_return_sequences", self.num_return_sequences)
         if self.seed is not None:
             check_seed(self.seed)
         if not isinstance(self.prefix, str):
@@ -98,6 +99,7 @@ class TextGenerationPipeline(Pipeline):
     `model.generate(..., seed=seed)`.
     """
 
+    task = "text-generation"
     auto_class = AutoModelForCausalLM
 
     def check_model(self, model: Any) -> None:
@@ -129,12 +131,14 @@ class TextGenerationPipeline(Pipeline):
         arguments = self._with_defaults({name: v for name, v in given.items() if name not in _OWN})
         settings = {name: value for name, value in arguments.items() if name not in _OBJECTS}
         config = base.updated(**settings).completed(self.model.generation_config)
-        if own.num_return_sequences > 1 and config.is_greedy:
+        if own.num_return_sequences is None:
+            own.num_return_sequences = config.num_return_sequences or 1
+        if own.num_return_sequences > 1 and config.is_greedy and not _is_search(config):
             raise InputError(
                 "there is one likeliest text",
                 where="num_return_sequences",
                 found=str(own.num_return_sequences),
-                hint="Use do_sample=True to draw several.",
+                hint="Use do_sample=True to draw several, or num_beams to search for several.",
             )
         return own, arguments, config
 
@@ -160,16 +164,21 @@ class TextGenerationPipeline(Pipeline):
         own, arguments, config = accepted
         prompts = [self._encode(own.prefix + text, own, config) for text in texts]
         ids, mask = self._padded(prompts, config)
-        count, width = own.num_return_sequences, ids.shape[1]
+        count, width = own.num_return_sequences or 1, ids.shape[1]
+        call = {"tokenizer": self.tokenizer, **arguments, "num_return_sequences": count}
         stop = StopAt(self.tokenizer, own.stop_strings, width)
-        given = arguments.get("stopping_criteria", ())
-        criteria = [*([given] if callable(given) else given), *([stop] if own.stop_strings else [])]
-        rows = self.model.generate(
-            input_ids=ids.repeat(count, axis=0),
-            attention_mask=mask.repeat(count, axis=0),
-            seed=_seed_of_batch(own.seed, first),
-            **{**arguments, "stopping_criteria": criteria},
-        )
+        search = _is_search(config)
+        if own.stop_strings and search:  # beams change their rows: only the search itself can follow them
+            call["stop_strings"] = [*_as_list(config.stop_strings), *own.stop_strings]
+        elif own.stop_strings:
+            given = call.get("stopping_criteria") or ()
+            call["stopping_criteria"] = [*([given] if callable(given) else given), stop]
+        seed = _seed_of_batch(own.seed, first)
+        found = self.model.generate(input_ids=ids, attention_mask=mask, seed=seed, **call)
+        rows = getattr(found, "sequences", found)
+        if own.stop_strings and search:
+            for length in range(width + 1, rows.shape[1] + 1):
+                stop(rows[:, :length])
         ends = [
             min(_end(row, width, config.eos_token_ids), stop.ends.get(index, len(row)))
             for index, row in enumerate(rows)
@@ -224,7 +233,7 @@ class StopAt:
         self.tokenizer, self.strings, self.start = tokenizer, strings, start
         self.ends: dict[int, int] = {}
 
-    def __call__(self, ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    def __call__(self, ids: np.ndarray, logits: Any = None) -> np.ndarray:
         """[batch, seq] -> [batch] bool"""
         for row in range(len(ids)):
             if row not in self.ends:
@@ -232,6 +241,14 @@ class StopAt:
                 if any(string in text for string in self.strings):
                     self.ends[row] = ids.shape[1]
         return np.array([row in self.ends for row in range(len(ids))])
+
+
+def _is_search(config: GenerationConfig) -> bool:
+    return (config.num_beams or 1) > 1
+
+
+def _as_list(strings: str | list[str] | None) -> list[str]:
+    return [strings] if isinstance(strings, str) else list(strings or [])
 
 
 def _end(row: np.ndarray, width: int, eos_ids: list[int]) -> int:

@@ -80,8 +80,8 @@ def test_start_up_is_light(environment, arguments):
     [
         (
             ["genrate", "x"],
-            "found 'genrate'; allowed: generate, tokenize, mask, inspect, download, convert, quantize, train-vocab, "
-            "bench. Did you mean generate?",
+            "found 'genrate'; allowed: generate, tokenize, mask, inspect, download, convert, quantize, "
+            "train-vocab, perplexity, trace, compare, conform, bench. Did you mean generate?",
         ),
         (["xyzzy"], "See: refimpl --help"),
         (["--quiet", "generate"], "the first argument must be a command; found '--quiet'"),

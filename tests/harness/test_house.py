@@ -17,7 +17,8 @@ REPOSITORY = Path(__file__).parents[2]
 THIRD_PARTY = {
     "tokenizer": {"numpy", "regex", "numba", "sentencepiece"},  # the last is optional
     "backends": {"numpy", "ml_dtypes", "numba", "llvmlite", "cupy"},
-    "refimpl": {"numpy", "safetensors", "huggingface_hub", "numba", "llvmlite"},  # the last two: kernel_cache
+    # numba and llvmlite: kernel_cache; lm_eval: its adapter, which nothing else imports
+    "refimpl": {"numpy", "safetensors", "huggingface_hub", "numba", "llvmlite", "lm_eval"},
 }
 HOUSE = {
     "tokenizer": {

@@ -276,7 +276,13 @@ def test_a_streamer_and_criteria_go_to_generate(writer: Pipeline) -> None:
 
 def test_public_name() -> None:
     assert refimpl.pipeline is pipeline
-    assert set(TASKS) == {"text-generation"}
+    assert set(TASKS) == {
+        "feature-extraction",
+        "question-answering",
+        "text-classification",
+        "text-generation",
+        "token-classification",
+    }
 
 
 def test_a_folder_and_what_is_in_it(tmp_path: Path) -> None:
@@ -358,8 +364,13 @@ def test_devices(writer: Pipeline) -> None:
 
 @pytest.mark.parametrize("task", ["translation", "text-generatoin", "", None, 5, ["text-generation"]])
 def test_there_are_no_other_tasks(task: Any) -> None:
-    with pytest.raises(InputError, match="allowed: text-generation"):
+    with pytest.raises(InputError, match="allowed: feature-extraction, question-answering, text-cl"):
         pipeline(task)
+
+
+def test_a_mistyped_task_is_told_the_nearest() -> None:
+    with pytest.raises(InputError, match="Did you mean text-generation"):
+        pipeline("text-generatoin")
 
 
 def test_a_model_without_a_head(embedded_model: Path) -> None:
@@ -450,3 +461,42 @@ def test_wrong_objects_are_refused():
     for arguments in ({"model_kwargs": {"device": "cpu"}}, {"tokenizer": 5}, {"config": 5}):
         with pytest.raises(InputError):
             pipeline("text-generation", **arguments)
+
+
+def test_several_texts_of_one_beam_search(writer: Pipeline) -> None:
+    options = {"num_beams": 3, "max_new_tokens": 5, "do_sample": False}
+    found = writer([CAT, NIGHT], num_return_sequences=2, batch_size=2, return_full_text=False, **options)
+    for text, results in zip((CAT, NIGHT), found, strict=True):
+        ids = writer.tokenizer(text, return_tensors="np").input_ids
+        rows = writer.model.generate(ids, num_return_sequences=2, **options)[:, ids.shape[1] :]
+        wanted = [writer.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+        assert [result["generated_text"] for result in results] == wanted
+        assert len(set(wanted)) == 2
+    of_config = writer(CAT, generation_config=GenerationConfig(num_return_sequences=2, **options))
+    assert [result["generated_text"].removeprefix(CAT) for result in of_config] == [
+        result["generated_text"] for result in found[0]
+    ]
+
+
+def test_a_stop_sequence_ends_a_beam_search(writer: Pipeline) -> None:
+    options = {"num_beams": 2, "max_new_tokens": 8, "do_sample": False, "return_full_text": False}
+    ids = writer.tokenizer(NIGHT, return_tensors="np").input_ids
+    search = {name: value for name, value in options.items() if name != "return_full_text"}
+    ended = 0
+    for stop in "起立急上、":
+        (found,) = writer(NIGHT, stop_sequence=stop, **options)
+        row = writer.model.generate(ids, stop_strings=[stop], tokenizer=writer.tokenizer, **search)[0]
+        wanted = writer.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True)
+        assert found["generated_text"] == wanted
+        ended += stop in wanted
+    assert ended > 0
+
+
+def test_stop_strings_and_dicts_of_generate(writer: Pipeline) -> None:
+    options = {"do_sample": False, "max_new_tokens": 12, "return_full_text": False}
+    whole = writer(NIGHT, **options)[0]["generated_text"]
+    assert writer(NIGHT, return_dict_in_generate=True, **options) == [{"generated_text": whole}]
+    (found,) = writer(NIGHT, stop_strings=whole[3], **options)
+    assert whole.startswith(found["generated_text"])
+    assert whole[3] in found["generated_text"]
+    assert len(found["generated_text"]) < len(whole)

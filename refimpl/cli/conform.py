@@ -1,0 +1,285 @@
+"""`refimpl conform`: run any engine over the suite, or write the suite as one archive."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refimpl.cli import common, terminal
+from refimpl.errors import InputError, quote
+
+if TYPE_CHECKING:
+    from refimpl.conformance.results import Result
+    from refimpl.conformance.runner import Run
+    from refimpl.conformance.suite import Case, Suite
+
+_LEVELS = "op, layer, model, tokenizer, generation"
+_SERVE = "refimpl.conformance.serve"
+
+
+def parser(prog: str) -> common.Parser:
+    examples = (
+        f'{prog} run --cmd "./my-engine --float32" --markdown SCORECARD.md',
+        f'{prog} run --cmd ./my-engine --level op --include "ops/layer-norm*"',
+        f"{prog} run --backend numpy --dtype float64 --jobs 2",
+        f"{prog} run --from-dir outputs --dtype float32",
+        f"{prog} export DIR",
+    )
+    made = common.Parser(
+        prog,
+        examples,
+        "Run an engine over the suite of cases, and say where it departs and which mistake that is.\n"
+        "Exit code: 0 all is right, 1 a case failed (or none was measured), 2 the call or the suite is wrong.",
+    )
+    made.add_argument(
+        "action", choices=("run", "export"), help="run an engine; or write the suite as one archive"
+    )
+    made.add_argument("folder", nargs="?", metavar="DIR", help="export: where the archive goes")
+    made.add_argument(
+        "--suite", metavar="PATH", help="folder or zip archive (default: golden/ of the source checkout)"
+    )
+    engine = made.add_argument_group("the engine (one of these)")
+    engine.add_argument(
+        "--cmd", metavar="COMMAND", help="a program that speaks the protocol (docs/conformance/protocol.md)"
+    )
+    engine.add_argument("--from-dir", metavar="DIR", help="outputs that lie in files already")
+    engine.add_argument("--python", metavar="MODULE:CALLABLE", help="a Python callable: request -> answer")
+    engine.add_argument("--backend", metavar="NAME", help="this package itself: numpy or numba")
+    engine.add_argument(
+        "--dtype", choices=("float32", "float64"), help="of --backend (default float32) or --from-dir"
+    )
+    chosen = made.add_argument_group("which cases")
+    chosen.add_argument(
+        "--include", action="append", default=[], metavar="NAME",
+        help="cases with this id (a glob) or tag: level, operation, feature, required, optional; repeatable",
+    )  # fmt: skip
+    chosen.add_argument(
+        "--exclude", action="append", default=[], metavar="NAME", help="the opposite; repeatable"
+    )
+    chosen.add_argument(
+        "--level", action="append", default=[], metavar="LEVEL", help=f"{_LEVELS}; repeatable"
+    )
+    chosen.add_argument("--list", action="store_true", help="list the cases and end")
+    how = made.add_argument_group("how")
+    how.add_argument("--xfail", metavar="FILE", help="cases that are known to fail, each with a reason")
+    how.add_argument(
+        "--timeout", type=_seconds, default=60.0, metavar="S", help="seconds for one case (default 60)"
+    )
+    how.add_argument(
+        "--jobs", type=_count, default=1, metavar="N", help="so many processes at once (default 1)"
+    )
+    how.add_argument("--resume", metavar="FILE", help="log every result there; go on where the log ends")
+    out = made.add_argument_group("what is written")
+    out.add_argument(
+        "--json", metavar="FILE", help="all results as JSON; -: standard output, in place of the table"
+    )
+    out.add_argument("--junit", metavar="FILE", help="all results as JUnit XML")
+    out.add_argument("--markdown", metavar="FILE", help="a scorecard for a README")
+    out.add_argument(
+        "--trained-model", action="store_true", help="export: with the trained model (17 MB more)"
+    )
+    out.add_argument("-q", "--quiet", action="store_true", help="no table and no progress, only the verdict")
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns: the exit code."""
+    if args.action == "export":
+        return _export(args)
+    if args.folder is not None:
+        raise InputError(f"unrecognized arguments: {args.folder}", hint="See: refimpl conform --help")
+    return _run(args)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from refimpl.conformance.export import export
+    from refimpl.conformance.suite import Suite
+
+    if args.folder is None:
+        raise InputError("name the folder for the archive", hint="refimpl conform export DIR")
+    with Suite(args.suite) as suite:
+        path = export(suite, args.folder, trained_model=args.trained_model)
+        terminal.write(f"{path}\n")
+        if not args.quiet:
+            terminal.note(
+                f"suite {suite.version}, {len(suite.cases):,} cases, {common.readable_size(path.stat().st_size)}"
+            )
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from refimpl.conformance.selection import read_xfail, select
+    from refimpl.conformance.suite import Suite
+
+    command = None if args.list else _command(args)
+    with Suite(args.suite) as suite:
+        cases = select(suite, args.include, args.exclude, args.level)
+        if args.list:
+            terminal.write("".join(f"{case['id']}\n" for case in cases))
+            return 0
+        xfail = read_xfail(args.xfail, suite.cases) if args.xfail is not None else {}
+        for path in (args.json, args.junit, args.markdown):
+            _check_target(path)
+        measured = _measure(args, suite, cases, command, xfail)
+        return _report(args, suite, measured)
+
+
+def _measure(
+    args: argparse.Namespace,
+    suite: Suite,
+    cases: list[Case],
+    command: list[str] | None,
+    xfail: dict[str, str],
+) -> Run:
+    from refimpl.conformance.log import ResultLog
+    from refimpl.conformance.process import Limits
+    from refimpl.conformance.runner import run_engine, run_offline
+
+    with _Progress(len(cases), args.quiet) as progress, ExitStack() as stack:
+        if command is None:
+            return run_offline(
+                suite, cases, args.from_dir, dtype=args.dtype, xfail=xfail, on_result=progress.add
+            )
+        log = stack.enter_context(ResultLog(args.resume)) if args.resume is not None else None
+        return run_engine(
+            suite,
+            cases,
+            command,
+            limits=Limits(seconds=args.timeout, start_seconds=max(args.timeout, 120.0)),
+            jobs=args.jobs,
+            xfail=xfail,
+            log=log,
+            on_result=progress.add,
+        )
+
+
+def _report(args: argparse.Namespace, suite: Suite, measured: Run) -> int:
+    import json
+
+    from refimpl.conformance.reports import as_json, as_junit, today
+    from refimpl.conformance.scorecard import as_markdown, as_text, verdict
+    from refimpl.conformance.summary import exit_code
+    from refimpl.files import write_atomically
+
+    date = today()
+    if args.junit is not None:
+        write_atomically(args.junit, as_junit(suite, measured))
+    if args.markdown is not None:
+        write_atomically(args.markdown, as_markdown(suite, measured, date, _shown_command(args)))
+    if args.json is not None:
+        report = as_json(suite, measured, date)
+        if args.json == "-":
+            terminal.write_json(report)
+        else:
+            write_atomically(args.json, json.dumps(report, ensure_ascii=True, indent=1) + "\n")
+    if args.json != "-":
+        terminal.write(verdict(measured) + "\n" if args.quiet else as_text(suite, measured))
+    elif not args.quiet:
+        terminal.note(verdict(measured))
+    return exit_code(measured.results)
+
+
+def _command(args: argparse.Namespace) -> list[str] | None:
+    """The command that starts the engine; None where outputs lie in files.  Raises: InputError."""
+    given = [name for name in ("cmd", "from_dir", "python", "backend") if getattr(args, name) is not None]
+    if len(given) != 1:
+        raise InputError(
+            "name one engine", found=", ".join(f"--{name.replace('_', '-')}" for name in given) or "none",
+            allowed="one of --cmd, --from-dir, --python, --backend",
+        )  # fmt: skip
+    if args.dtype is not None and given[0] in ("cmd", "python"):
+        raise InputError(
+            f"--dtype does not go with --{given[0]}", hint="The engine says what it computes in."
+        )
+    # -P: a folder named refimpl in the current one is not this package.
+    serve = [sys.executable, "-P", "-m", _SERVE]
+    if args.cmd is not None:
+        try:
+            words = shlex.split(args.cmd)
+        except ValueError as error:
+            raise InputError(f"the command cannot be read ({error})", found=quote(args.cmd)) from error
+        if not words:
+            raise InputError("the command is empty", where="--cmd")
+        return words
+    if args.python is not None:
+        return [*serve, args.python]
+    if args.backend is not None:
+        from refimpl.backends import get_backend
+
+        dtype = args.dtype or "float32"
+        get_backend(args.backend, dtype=dtype)  # a wrong name is an error of this call, not of the engine
+        ours = "refimpl.conformance.our_engine:OurEngine"
+        return [*serve, ours, "--option", f"backend={args.backend}", "--option", f"dtype={dtype}"]
+    if args.resume is not None or args.jobs != 1:
+        raise InputError("--from-dir runs nothing: --resume and --jobs do not go with it")
+    return None
+
+
+def _shown_command(args: argparse.Namespace) -> str:
+    """The call, for the scorecard; without the folders of whoever made it."""
+    words = ["refimpl", "conform", "run"]
+    for name in ("cmd", "python", "backend", "dtype"):
+        if getattr(args, name) is not None:
+            words += [f"--{name}", getattr(args, name)]
+    if args.from_dir is not None:
+        words += ["--from-dir", os.path.basename(os.path.normpath(args.from_dir))]
+    for name in ("include", "exclude", "level"):
+        for value in getattr(args, name):
+            words += [f"--{name}", value]
+    if args.xfail is not None:
+        words += ["--xfail", os.path.basename(args.xfail)]
+    return shlex.join(words)
+
+
+def _check_target(path: str | None) -> None:
+    """A report that cannot be written is refused before the run, not after it."""
+    if path is None or path == "-":
+        return
+    if not Path(path).absolute().parent.is_dir() or Path(path).is_dir():
+        raise InputError("no file can be written there", where=quote(path))
+
+
+class _Progress:
+    """How far a run is, in one line on a terminal."""
+
+    def __init__(self, total: int, quiet: bool):
+        self._total, self._done, self._failed = total, 0, 0
+        self._shown = not quiet and sys.stderr is not None and sys.stderr.isatty()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._write("\r\x1b[K")
+
+    def add(self, result: Result) -> None:
+        self._done += 1
+        self._failed += result.failed
+        name = terminal.one_line(result.id)[:50]
+        self._write(f"\r\x1b[K{self._done:,} of {self._total:,}, {self._failed:,} failed  {name}")
+
+    def _write(self, text: str) -> None:
+        if self._shown:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def _seconds(text: str) -> float:
+    """A positive number for argparse, which reports the ValueError itself."""
+    number = float(text)
+    if not 0 < number < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
+    return number
+
+
+def _count(text: str) -> int:
+    """A whole number from 1 on for argparse, which reports the ValueError itself."""
+    number = int(text)
+    if not 1 <= number <= 256:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 256")
+    return number

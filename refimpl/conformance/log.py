@@ -1,0 +1,82 @@
+"""The log of a run: one line of JSON for each result, written as it comes, so that a run can be taken up again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import IO, Any
+
+from refimpl.conformance.results import Result
+from refimpl.errors import InputError, SaveError, quote
+
+_KIND = "refimpl conform log"
+
+
+class ResultLog:
+    """The log file `path`; the first line says of which suite and engine it is.
+
+    Used as a context; what was written is in the file after every line.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> ResultLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def begin(self, suite: dict[str, Any], engine: dict[str, Any]) -> dict[str, Result]:
+        """Open the log for a run of this engine over this suite.
+
+        Returns: the results that it holds already, by id.
+        Raises: InputError when it is the log of another run, or no log; SaveError when it cannot be written.
+        """
+        head = {"log": _KIND, "suite": suite, "engine": engine}
+        try:
+            lines = self._lines()
+            if lines and lines[0] != head:
+                raise InputError(
+                    "the file is no log, or that of another engine or suite",
+                    where=str(self.path),
+                    found=quote(lines[0]),
+                    hint="Name another file with --resume, or remove this one.",
+                )
+            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise SaveError(f"the log cannot be written ({error.strerror})", where=str(self.path)) from error
+        done = {}
+        self._line(head)
+        for line in lines[1:]:
+            self._line(line)
+            done[line["id"]] = Result.from_json(line)
+        return done
+
+    def write(self, result: Result) -> None:
+        """Add a result."""
+        self._line(result.to_json())
+
+    def _line(self, entry: dict[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """The whole lines of the file; one that was cut off when the run ended is left out."""
+        if not self.path.exists():
+            return []
+        lines: list[dict[str, Any]] = []
+        for number, text in enumerate(self.path.read_text(encoding="utf-8", errors="replace").split("\n")):
+            try:
+                line = json.loads(text)
+            except ValueError:
+                if number == 0 and text:
+                    raise InputError("the file is no log of a run", where=str(self.path)) from None
+                continue
+            if not isinstance(line, dict) or (number and "id" not in line):
+                raise InputError("the file is no log of a run", where=str(self.path), found=quote(text))
+            lines.append(line)
+        return lines

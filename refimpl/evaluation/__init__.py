@@ -1,0 +1,1 @@
+"""Measuring a language model on a text: perplexity, and how far two runs are apart."""

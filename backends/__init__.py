@@ -21,24 +21,36 @@ _BACKENDS = {
     "numba": ("refimpl.backends.numba", "NumbaBackend", ("float32", "float64")),
 }
 
+#: To what a backend can round the factors of matrix products, beside not at all.
+_MATMUL_DTYPES = {"numba": ("bfloat16", "int8")}
+
 #: 16-bit types that are kept as weights and computed with in float32 where a backend lacks them.
 _HALF_TYPES = ("float16", "bfloat16")
 
 
 def get_backend(
-    name: str | Backend = "auto", *, dtype: Any = None, device: str | None = None, threads: int | None = None
+    name: str | Backend = "auto",
+    *,
+    dtype: Any = None,
+    device: str | None = None,
+    threads: int | None = None,
+    matmul_dtype: Any = None,
 ) -> Backend:
     """The backend of that name, computing in `dtype` (default float32).
 
     `dtype` "float16" or "bfloat16" on a backend that computes in float32 only means float32: the
     weights are then kept in 16 bits and widened inside the operation that reads them.
 
+    `matmul_dtype` "bfloat16" lets `linear` round its input and its weights to bfloat16 before it multiplies them,
+    "int8" its input where the weights are int8; sums stay in float32. Backends whose processor gains by it do so
+    where it gains (docs/backends.md); None, or "float32": nothing is rounded.
+
     Raises: BackendError for an unknown or unavailable backend, device or dtype.
     """
     from refimpl.backends.base import Backend
 
     if isinstance(name, Backend):
-        _refuse_contradiction(name, dtype, device, threads)
+        _refuse_contradiction(name, dtype, device, threads, matmul_dtype)
         return name
     if name == "auto":
         name = next(reversed(_BACKENDS))
@@ -52,7 +64,24 @@ def get_backend(
             found=quote(wanted),
             allowed=", ".join(computes + _HALF_TYPES),
         )
-    return getattr(import_module(module), class_name)(to_dtype(wanted), device=device, threads=threads)
+    options: dict[str, Any] = {"device": device, "threads": threads}
+    rounded = _matmul_dtype(matmul_dtype)
+    if rounded is not None:
+        if rounded not in _MATMUL_DTYPES.get(name, ()):
+            raise BackendError(
+                f"the {name} backend does not round the factors of matrix products to this dtype",
+                where="matmul_dtype",
+                found=quote(rounded),
+                allowed=", ".join(("float32", *_MATMUL_DTYPES.get(name, ()))),
+            )
+        options["matmul_dtype"] = rounded
+    return getattr(import_module(module), class_name)(to_dtype(wanted), **options)
+
+
+def _matmul_dtype(given: Any) -> str | None:
+    """None: nothing is rounded."""
+    name = None if given is None else dtype_name(given)
+    return None if name == "float32" else name
 
 
 def _compute_dtype(dtype: Any, computes: tuple[str, ...]) -> str:
@@ -60,13 +89,19 @@ def _compute_dtype(dtype: Any, computes: tuple[str, ...]) -> str:
     return "float32" if wanted in _HALF_TYPES and wanted not in computes else wanted
 
 
-def _refuse_contradiction(backend: Backend, dtype: Any, device: str | None, threads: int | None) -> None:
+def _refuse_contradiction(
+    backend: Backend, dtype: Any, device: str | None, threads: int | None, matmul_dtype: Any
+) -> None:
     """A finished backend is what it is; asking for something else beside it is a mistake."""
     computes = _BACKENDS[backend.name][2] if backend.name in _BACKENDS else ()
     asked = {
         "dtype": (None if dtype is None else _compute_dtype(dtype, computes), backend.dtype.name),
         "device": (device, backend.device),
         "threads": (threads, None),
+        "matmul_dtype": (
+            None if matmul_dtype is None else _matmul_dtype(matmul_dtype) or "float32",
+            backend.matmul_dtype or "float32",
+        ),
     }
     for name, (wanted, has) in asked.items():
         if wanted is not None and wanted != has:

@@ -34,18 +34,21 @@ class Backend:
         dtype: the compute dtype, that of activations, norms, the cache and the logits.
         device: "cpu", or "cuda:N".
         copies_weights: whether `weight` copies a matrix that is already in the wanted dtype.
+        matmul_dtype: to what `linear` may round its factors; None: it rounds nothing.
     """
 
     name: str
     xp: Any
     device: str = "cpu"
     copies_weights: bool = False
+    matmul_dtype: str | None = None
 
     def __init__(self, dtype: np.dtype):
         self.dtype = dtype
 
     def __repr__(self) -> str:
-        return f"<{self.name} backend, {self.dtype}, {self.device}>"
+        products = "" if self.matmul_dtype is None else f", products in {self.matmul_dtype}"
+        return f"<{self.name} backend, {self.dtype}{products}, {self.device}>"
 
     # --- arrays in and out ---------------------------------------------------------------------
 
@@ -141,11 +144,12 @@ class Backend:
     ) -> tuple[Array, Array | None]:
         """softmax(scale * query @ key.T, where visible) @ value  (arXiv:1706.03762).
 
-        query [batch, heads, q_seq, head_dim], key and value [batch, heads, kv_seq, head_dim]
+        query [batch, heads, q_seq, head_dim], key and value [batch, heads, kv_seq, head_dim], maybe in 16 bits
         -> context [batch, heads, q_seq, head_dim], and the weights [batch, heads, q_seq, kv_seq]
         if they are needed (a faster backend need not have held them).
         """
         xp = self.xp
+        key, value = key.astype(self.dtype, copy=False), value.astype(self.dtype, copy=False)
         scores = xp.matmul(query, key.swapaxes(-1, -2)) * scale
         if mask.bias is not None:
             scores = scores + mask.bias

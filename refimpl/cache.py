@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
+from refimpl.backends import dtype_name, to_dtype
 from refimpl.backends.base import Backend
 from refimpl.errors import InputError, quote
 
@@ -61,9 +62,13 @@ class DynamicCache:
     Args:
         pairs: (key, value) per layer to start from; they are copied.
         config: accepted as transformers does, and not needed.
+        dtype: "float16" or "bfloat16" keep keys and values rounded, in half the memory; None: as they are computed.
     """
 
-    def __init__(self, pairs: Iterable[tuple[Array, Array]] = (), *, config: Any = None):
+    def __init__(self, pairs: Iterable[tuple[Array, Array]] = (), *, config: Any = None, dtype: Any = None):
+        if dtype is not None and dtype_name(dtype) not in ("float16", "bfloat16", "float32", "float64"):
+            raise InputError("a cache cannot be kept in this dtype", where="dtype", found=quote(dtype))
+        self.dtype = None if dtype is None else to_dtype(dtype_name(dtype))
         # Copied, because a cache writes into its storage and the caller's arrays stay as they are.
         self._layers = [_LayerCache(key.copy(), value.copy()) for key, value in pairs]
 
@@ -74,7 +79,8 @@ class DynamicCache:
         """
         if layer_idx == len(self._layers):
             # Contiguous, because the value is still a view into the larger fused projection.
-            self._layers.append(_LayerCache(xp.ascontiguousarray(key), xp.ascontiguousarray(value)))
+            both = (xp.ascontiguousarray(array, dtype=self.dtype) for array in (key, value))
+            self._layers.append(_LayerCache(*both))
         else:
             self._layers[layer_idx].append(key, value, xp)
         return self._layers[layer_idx].pair
@@ -158,12 +164,12 @@ def open_cache(
     expected = (batch, heads, cache.get_seq_length(), head_dim)
     for index, pair in enumerate(cache):
         for array in pair:
-            if array.shape != expected or array.dtype != backend.dtype:
+            if array.shape != expected or array.dtype != (cache.dtype or backend.dtype):
                 raise InputError(
                     "the cache was filled by another model or batch",
                     where=f"past_key_values[{index}]",
                     found=f"{list(array.shape)} {array.dtype}",
-                    allowed=f"[batch, heads, seq, head_dim] = {list(expected)} {backend.dtype}",
+                    allowed=f"[batch, heads, seq, head_dim] = {list(expected)} {cache.dtype or backend.dtype}",
                 )
     return cache
 

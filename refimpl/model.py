@@ -55,7 +55,7 @@ class PreTrainedModel(ChangeableModel):
         weight_dtype: how large matrices are kept; None: as they are in the file (random ones: as `dtype`).
             "int8" and "nf4" quantize the dense layers, except for the head; embeddings stay as they are.
         quantization_config: the same in more words: a `BitsAndBytesConfig`, or a dict of its settings.
-        device, threads: see `refimpl.backends.get_backend`.
+        device, threads, matmul_dtype: see `refimpl.backends.get_backend`.
         seed: of the random weights, which are normal with deviation `config.initializer_range`.
 
     Raises: BackendError, ConfigError.
@@ -77,10 +77,11 @@ class PreTrainedModel(ChangeableModel):
         quantization_config: BitsAndBytesConfig | dict[str, Any] | None = None,
         device: str | None = None,
         threads: int | None = None,
+        matmul_dtype: Any = None,
         seed: int = 0,
     ):
         # A copy: two models of one config can then be changed one by one.
-        chosen = get_backend(backend, dtype=dtype, device=device, threads=threads)
+        chosen = get_backend(backend, dtype=dtype, device=device, threads=threads, matmul_dtype=matmul_dtype)
         self._prepare(self._own_config(config), chosen)
         quantization = quantization_of(weight_dtype, quantization_config)
         kept = _weight_dtype(dtype, weight_dtype)
@@ -152,6 +153,7 @@ class PreTrainedModel(ChangeableModel):
         mmap: bool = True,
         max_memory: int | str | None = None,
         threads: int | None = None,
+        matmul_dtype: Any = None,
         config: PreTrainedConfig | None = None,
         **options: Any,
     ) -> Self:
@@ -187,7 +189,8 @@ class PreTrainedModel(ChangeableModel):
             loaded = cls._own_config(config, **overrides)
         refuse_other_quantization(loaded)
         quantization = quantization_of(weight_dtype, quantization_config)
-        model = cls.skeleton(loaded, get_backend(backend, dtype=dtype, device=device, threads=threads))
+        chosen = get_backend(backend, dtype=dtype, device=device, threads=threads, matmul_dtype=matmul_dtype)
+        model = cls.skeleton(loaded, chosen)
         model.name_or_path = os.fspath(name_or_path)
         path = find_weights(name_or_path, **hub_options)
         kept = _weight_dtype(dtype, weight_dtype)

@@ -96,7 +96,10 @@ class ChangeableModel(Module):
             return self.backend
         other = "cupy" if wanted.startswith("cuda") else "auto"
         name = self.backend.name if stays else other
-        return get_backend(name, dtype=self.backend.dtype if dtype is None else dtype, device=wanted)
+        compute = self.backend.dtype if dtype is None else dtype
+        keeps_rounding = stays and dtype_name(compute) != "float64"
+        rounded = self.backend.matmul_dtype if keeps_rounding else None
+        return get_backend(name, dtype=compute, device=wanted, matmul_dtype=rounded)
 
     # --- embeddings and vocabulary -------------------------------------------------------------
 

@@ -22,13 +22,16 @@ _FORMAT = "refimpl prompt cache 1"
 class PromptCache(DynamicCache):
     """For `generate(..., past_key_values=cache)`, again and again: what a text shares with the one before stays.
 
+    Args:
+        dtype: as of a `DynamicCache`.
+
     Attributes:
         token_ids: the text that the cache holds, `[rows, seq]`, int64; -1 at padding.
         reused: how many tokens of the text that `generate()` was last called with were there already.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, dtype: Any = None) -> None:
+        super().__init__(dtype=dtype)
         self.token_ids = np.zeros((0, 0), dtype=np.int64)
         self.reused = 0
         self._model: Any = None
@@ -99,12 +102,13 @@ class PromptCache(DynamicCache):
         names = {"token_ids", *(f"layers.{i}.{part}" for i in range(layers) for part in ("key", "value"))}
         if set(file) - names or ("layers.0.key" in file and names - set(file)) or "token_ids" not in file:
             raise CheckpointFormatError("not the tensors of a prompt cache", where=path, found=sorted(file))
-        cache = cls()
+        kept = file["layers.0.key"].dtype if len(file) > 1 else model.dtype
+        cache = cls(dtype=None if kept == model.dtype else kept)
         cache.token_ids, cache._model, cache._model_key = file["token_ids"].copy(), model, key
         ids, asarray = cache.token_ids, model.backend.asarray
         if len(file) > 1:
             pairs = [(file[f"layers.{i}.key"], file[f"layers.{i}.value"]) for i in range(layers)]
-            DynamicCache.__init__(cache, [(asarray(key), asarray(value)) for key, value in pairs])
+            DynamicCache.__init__(cache, [(asarray(k), asarray(v)) for k, v in pairs], dtype=cache.dtype)
         config = model.config
         try:
             open_cache(

@@ -16,12 +16,13 @@ class StaticCache(DynamicCache):
     Args:
         config: accepted as transformers does, and not needed.
         max_cache_len: how many tokens.
+        dtype: as of a `DynamicCache`.
 
     Raises: InputError unless `max_cache_len` is a whole number above 0; ContextOverflowError when it is full.
     """
 
-    def __init__(self, config: Any = None, max_cache_len: int | None = None, **options: Any):
-        super().__init__()
+    def __init__(self, config: Any = None, max_cache_len: int | None = None, *, dtype: Any = None):
+        super().__init__(dtype=dtype)
         if isinstance(max_cache_len, bool) or not isinstance(max_cache_len, int) or max_cache_len < 1:
             raise InputError(
                 "not a number of tokens",
@@ -44,7 +45,8 @@ class StaticCache(DynamicCache):
             )
         if layer_idx == len(self._layers):
             shape = (batch, heads, self.max_cache_len, head_dim)
-            reserved = _LayerCache(xp.empty(shape, dtype=key.dtype), xp.empty(shape, dtype=key.dtype))
+            kept = self.dtype or key.dtype
+            reserved = _LayerCache(xp.empty(shape, dtype=kept), xp.empty(shape, dtype=kept))
             reserved.length = 0
             self._layers.append(reserved)
         self._layers[layer_idx].append(key, value, xp)

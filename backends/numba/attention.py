@@ -1,4 +1,4 @@
-"""Attention of float32 queries over cached keys and values, one head of one text at a time.
+"""Attention of float32 queries over cached keys and values, float32 or in 16 bits, one head of one text at a time.
 
 The steps are those of the definition, for one query: a score for every key, the largest score, e**(score -
 largest), their sum, and the sum of the values with these weights.  Nothing of [q_seq, kv_seq] is held: a thread
@@ -171,9 +171,10 @@ def _attend(part, parts, query, key, value, visible, offset, scale, context):
         first = group * _QUERIES
         here = min(_QUERIES, queries - first)
         query_at = ((batch * heads + head) * queries + first) * head_dim
-        key_at = (batch * key.strides[0] + head * key.strides[1]) // 4
-        value_at = (batch * value.strides[0] + head * value.strides[1]) // 4
-        key_step, value_step = key.strides[2] // 4, value.strides[2] // 4
+        size = key.itemsize
+        key_at = (batch * key.strides[0] + head * key.strides[1]) // size
+        value_at = (batch * value.strides[0] + head * value.strides[1]) // size
+        key_step, value_step = key.strides[2] // size, value.strides[2] // size
         keys = min(kv_seq, offset + first + here)
         if here == _QUERIES:
             _score_four(query, query_at, key, key_at, key_step, keys, head_dim, scale, scores)
@@ -211,14 +212,14 @@ def _attend(part, parts, query, key, value, visible, offset, scale, context):
                     store_first(context, place, head_dim - dimension, result)
 
 
-_strided = types.Array(types.float32, 4, "A", readonly=True)
+_strided = [types.Array(dtype, 4, "A", readonly=True) for dtype in (types.float32, types.int16, types.uint16)]
 _visible = types.Array(types.bool_, 2, "C", readonly=True)
 _whole = types.float32[:, :, :, ::1]
 _numbers = (types.int64, types.float32)
 
 
 @njit(
-    [types.void(types.int64[::1], _whole, _strided, _strided, _visible, *_numbers, _whole)],
+    [types.void(types.int64[::1], _whole, cache, cache, _visible, *_numbers, _whole) for cache in _strided],
     nogil=True,
     cache=True,
 )
@@ -226,7 +227,8 @@ def attend(pool, query, key, value, visible, offset, scale, context):
     """context = softmax(scale * query @ key.T, where visible) @ value, of causal attention
 
     query, context: float32 [batch, heads, q_seq, head_dim].
-    key, value: float32 [batch, heads, kv_seq, head_dim], of which each row of `head_dim` numbers lies together.
+    key, value: float32 [batch, heads, kv_seq, head_dim], of which each row of `head_dim` numbers lies together; or
+        the bits of float16 as int16, of bfloat16 as uint16, which are widened exactly.
     visible: bool [batch, kv_seq]; [0, 0]: all are.
     offset: of the first query, which sees keys 0 .. offset.
     A query that sees no key gets zeros.

@@ -8,11 +8,14 @@ import numpy as np
 
 from refimpl.backends.base import Array, Backend
 from refimpl.backends.mask import AttentionMask
-from refimpl.backends.numba import attention, elementwise, products
-from refimpl.backends.numba.packed import PackedMatrix, PackedQuantized, aligned_empty, pack
+from refimpl.backends.numba import amx, attention, cpu, elementwise, products, rounded
+from refimpl.backends.numba.packed import PackedInt8, PackedMatrix, PackedQuantized, aligned_empty, pack
 from refimpl.backends.numba.regions import pool_of
 from refimpl.backends.quantized import QuantizedMatrix
 from refimpl.errors import BackendError, quote
+
+#: The dtypes of cached keys and values that the kernel of attention reads, and as what.
+_CACHED = {"float32": np.float32, "float16": np.int16, "bfloat16": np.uint16}
 
 #: Stands for "every key is visible" in the kernel of attention.
 _ALL = np.ones((0, 0), np.bool_)
@@ -22,13 +25,21 @@ class NumbaBackend(Backend):
     """Kernels for float32; what has none (float64, a mask of the caller's own) is computed by the definition.
 
     Every number is computed in one order, whatever the number of threads and rows: a token gets the same bits
-    alone and in a batch, in a prompt and after a cache, with padding and without.
+    alone and in a batch, in a prompt and after a cache, with padding and without.  With `matmul_dtype` ("bfloat16" or
+    "int8", see `rounded.py`) products of many rows are of rounded numbers, and a prompt gets other bits than its tokens
+    one by one.
     """
 
     name = "numba"
     xp = np
 
-    def __init__(self, dtype: np.dtype, device: str | None = None, threads: int | None = None):
+    def __init__(
+        self,
+        dtype: np.dtype,
+        device: str | None = None,
+        threads: int | None = None,
+        matmul_dtype: str | None = None,
+    ):
         if device not in (None, "cpu"):
             raise BackendError("the numba backend has one device", found=quote(device), allowed="cpu")
         if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
@@ -38,6 +49,15 @@ class NumbaBackend(Backend):
         super().__init__(dtype)
         self._pool = pool_of(threads)
         self._compiled = self.copies_weights = dtype == np.float32
+        if matmul_dtype is not None and not self._compiled:
+            raise BackendError(
+                "matrix products can be rounded only where float32 is computed",
+                where="matmul_dtype",
+                found=quote(str(dtype)),
+                allowed="dtype float32",
+            )
+        self.matmul_dtype = matmul_dtype
+        self._unit = amx.shapes() if matmul_dtype is not None and cpu.has_tiles() else None
 
     def weight(self, array: np.ndarray | QuantizedMatrix, weight_dtype: Any = None) -> Array:
         kept = super().weight(array, weight_dtype)
@@ -54,19 +74,19 @@ class NumbaBackend(Backend):
         rows = x.size // length
         padded = weight.panels.shape[0] * weight.panels.shape[2]
         y = aligned_empty((rows, padded), np.float32)
-        multiply = products.multiply_many_rows if rows >= products.MANY_ROWS else products.multiply_few_rows
-        multiply = products.multiply_one_row if rows == 1 else multiply
         inside = bias if padded == out else None
-        multiply(
-            self._pool.ready(),
-            np.ascontiguousarray(x).reshape(rows, length),
-            weight.panels,
-            weight.code,
-            weight.scale,
-            weight.block,
-            inside,
-            y,
-        )
+        pool, flat = self._pool.ready(), np.ascontiguousarray(x).reshape(rows, length)
+        kept = weight.panels, weight.code, weight.scale, weight.block
+        if rows == 1:
+            products.multiply_one_row(pool, flat, *kept, inside, y)
+        elif rows < products.MANY_ROWS:
+            products.multiply_few_rows(pool, flat, *kept, inside, y)
+        elif self.matmul_dtype == "bfloat16":
+            rounded.multiply_in_bfloat16(pool, flat, *kept, self._unit, inside, y)
+        elif self.matmul_dtype == "int8" and isinstance(weight, PackedInt8):
+            rounded.multiply_in_int8(pool, flat, weight.panels, weight.scale, self._unit, inside, y)
+        else:
+            products.multiply_many_rows(pool, flat, *kept, inside, y)
         if padded != out:
             y = np.ascontiguousarray(y[:, :out])
             if bias is not None:
@@ -109,14 +129,14 @@ class NumbaBackend(Backend):
         scale: float,
         need_weights: bool = False,
     ) -> tuple[Array, Array | None]:
-        if not self._compiled or mask.bias is not None:
+        if not self._compiled or mask.bias is not None or key.dtype.name not in _CACHED:
             return super().attention(query, key, value, mask, scale, need_weights)
         context = np.empty(query.shape, np.float32)
         attention.attend(
             self._pool.ready(),
             np.ascontiguousarray(query),
-            _with_whole_rows(key),
-            _with_whole_rows(value),
+            _readable(key),
+            _readable(value),
             _ALL if mask.key_visible is None else np.ascontiguousarray(mask.key_visible),
             mask.offset,
             np.float32(scale),
@@ -127,6 +147,8 @@ class NumbaBackend(Backend):
         return context, weights
 
 
-def _with_whole_rows(array: np.ndarray) -> np.ndarray:
-    """An array whose rows lie together; a copy where that is not so."""
-    return array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
+def _readable(array: np.ndarray) -> np.ndarray:
+    """Cached keys or values as `attention.attend` reads them: with rows that lie together (a copy where they do not),
+    and numbers of 16 bits as their bits."""
+    array = array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
+    return array.view(_CACHED[array.dtype.name])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import sys
 from functools import cache
 from typing import Any
 
@@ -11,14 +13,19 @@ from refimpl.errors import BackendError, quote
 # What the names mean that are used to try other processors (NUMBA_CPU_NAME with NUMBA_CPU_FEATURES="").
 _AVX2 = frozenset({"avx2", "fma", "f16c"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+_TILES = frozenset({"amx-tile", "amx-bf16", "amx-int8"})
 _NAMED = {
     "haswell": _AVX2, "znver2": _AVX2, "znver3": _AVX2, "skylake": _AVX2, "x86-64-v3": _AVX2,
-    "skylake-avx512": _AVX512, "cascadelake": _AVX512, "znver4": _AVX512, "sapphirerapids": _AVX512,
-    "x86-64-v4": _AVX512,
+    "alderlake": _AVX2 | {"avxvnni"}, "skylake-avx512": _AVX512, "x86-64-v4": _AVX512,
+    "cascadelake": _AVX512 | {"avx512vnni"}, "znver4": _AVX512 | {"avx512vnni", "avx512bf16"},
+    "sapphirerapids": _AVX512 | _TILES | {"avx512vnni", "avx512bf16", "avxvnni"},
 }  # fmt: skip
 
 #: The features that some kernel asks for.
-_ASKED_FOR = _AVX512
+_ASKED_FOR = _AVX512 | _TILES | {"avx512vnni", "avx512bf16", "avxvnni"}
+
+# Linux gives AMX to a process that asks: the numbers of the call, of the question, and of what is asked for.
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 
 
 @cache
@@ -55,6 +62,19 @@ def is_x86() -> bool:
 
 def is_arm64() -> bool:
     return platform.machine().lower() in ("arm64", "aarch64")
+
+
+@cache
+def has_tiles() -> bool:
+    """Whether there is AMX, and the system lets this process use it: it is asked, once.
+
+    Where it was not asked, or said no, the first instruction of AMX would end the process.
+    """
+    if not features() >= _TILES or not is_x86() or not sys.platform.startswith("linux"):
+        return False
+    syscall = ctypes.CDLL(None).syscall
+    syscall.argtypes = [ctypes.c_long] * 3
+    return syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0
 
 
 def has_wide_registers() -> bool:

@@ -74,13 +74,13 @@ def _add_bias(y, bias, begin, end):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _weights_at(w, panel, k, code):
+def weights_at(w, panel, k, code):
     """The place in `w` of the first weight of a panel for `k`."""
     return (panel * w.shape[1] + (k if code is None else k // CODES_PER_WORD)) * w.shape[2]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _scales_at(scale, panel, block):
+def scales_at(scale, panel, block):
     """The place in `scale` of the first factor of a panel for a block of k; there may be one for all blocks."""
     return 0 if scale is None else (panel * scale.shape[1] + block % scale.shape[1]) * scale.shape[2]
 
@@ -92,8 +92,8 @@ def _one_row(part, parts, x, w, code, scale, block, bias, y):
     for panel in range(panels * part // parts, panels * (part + 1) // parts):
         for k in range(0, x.shape[1], block):
             steps = min(block, x.shape[1] - k)
-            w_at = _weights_at(w, panel, k, code)
-            scale_at = _scales_at(scale, panel, k // block)
+            w_at = weights_at(w, panel, k, code)
+            scale_at = scales_at(scale, panel, k // block)
             if width == 64:
                 row_of_64(x, k, 0, w, w_at, 64, steps, code, scale, scale_at, y, panel * 64, 0, k == 0)
             else:
@@ -109,8 +109,8 @@ def _few_rows(part, parts, x, w, code, scale, block, bias, y):
     for panel in range(panels * part // parts, panels * (part + 1) // parts):
         for k in range(0, x.shape[1], block):
             steps = min(block, x.shape[1] - k)
-            w_at = _weights_at(w, panel, k, code)
-            scale_at = _scales_at(scale, panel, k // block)
+            w_at = weights_at(w, panel, k, code)
+            scale_at = scales_at(scale, panel, k // block)
             for lane in range(0, width, OUTPUTS):
                 _block(
                     x,
@@ -153,8 +153,8 @@ def _many_rows(part, parts, x, w, code, scale, block, bias, y):
                     block_of_x[row] = x[first + row, k : k + steps]
                 for i in range(here):
                     panel = group + i
-                    w_at = _weights_at(w, panel, k, code)
-                    scale_at = _scales_at(scale, panel, k // block)
+                    w_at = weights_at(w, panel, k, code)
+                    scale_at = scales_at(scale, panel, k // block)
                     for lane in range(0, width, OUTPUTS):
                         _widen(w, w_at + lane, width, steps, code, wide)
                         _block(

@@ -43,6 +43,10 @@ class Vector(types.Type):
 floats = Vector("float32x16", _F32)
 ints = Vector("int32x16", _I32)
 
+#: What is widened to float32, as it lies in memory: float32, the bits of float16 and of bfloat16, int8.
+_ELEMENTS = {types.float32: _F32, types.int16: _I16, types.uint16: _I16, types.int8: _I8}
+_SHORTS = ir.VectorType(_I16, LANES)
+
 
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
@@ -78,16 +82,21 @@ def widened(builder: Any, address: Any, dtype: Any) -> Any:
 
     From float32, int16 (bits of float16), uint16 (bits of bfloat16) or int8.
     """
+    element = _ELEMENTS.get(dtype)
+    if element is None:
+        raise TypeError(f"{dtype} cannot be widened")
+    return _widened(builder, _read(builder, address, element), dtype)
+
+
+def _widened(builder: Any, bits: Any, dtype: Any) -> Any:
+    """16 numbers as they lie in memory -> float32"""
     if dtype == types.float32:
-        return _read(builder, address, _F32)
+        return bits
     if dtype == types.int8:
-        return builder.sitofp(builder.sext(_read(builder, address, _I8), ints.llvm), floats.llvm)
-    bits = _read(builder, address, _I16)
+        return builder.sitofp(builder.sext(bits, ints.llvm), floats.llvm)
     if dtype == types.uint16:
         upper = builder.shl(builder.zext(bits, ints.llvm), _all(16))
         return builder.bitcast(upper, floats.llvm)
-    if dtype != types.int16:
-        raise TypeError(f"{dtype} cannot be widened")
     if cpu.converts_half():
         return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), LANES)), floats.llvm)
     return _half_by_arithmetic(builder, builder.zext(bits, ints.llvm))
@@ -145,17 +154,18 @@ def load_ints(typing, array, place):
 
 @intrinsic
 def load_first(typing, array, place, count):
-    """As `load` from a float32 array, but only the first `count` numbers are read; the others are 0."""
+    """As `load`, but only the first `count` numbers are read; the others are 0.  Not from int8."""
 
     def generate(context, builder, signature, arguments):
         place = context.cast(builder, arguments[1], signature.args[1], types.intp)
         count = context.cast(builder, arguments[2], signature.args[2], types.int32)
-        address = pointer(context, builder, signature.args[0], arguments[0], place, floats.llvm)
+        dtype = signature.args[0].dtype
+        read, name = (floats.llvm, "v16f32") if dtype == types.float32 else (_SHORTS, "v16i16")
+        address = pointer(context, builder, signature.args[0], arguments[0], place, read)
         inside = builder.icmp_signed("<", _counting(), splat(builder, count))
-        zero = ir.Constant(floats.llvm, [0.0] * LANES)
-        return call(
-            builder, "llvm.masked.load.v16f32.p0", floats.llvm, address, ir.Constant(_I32, 1), inside, zero
-        )
+        one, zero = ir.Constant(_I32, 1), ir.Constant(read, [0] * LANES)
+        bits = call(builder, f"llvm.masked.load.{name}.p0", read, address, one, inside, zero)
+        return _widened(builder, bits, dtype)
 
     return floats(array, place, count), generate
 

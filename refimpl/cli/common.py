@@ -23,6 +23,7 @@ from refimpl.errors import (
 MAX_TEXT_BYTES = 64 << 20
 
 WEIGHT_DTYPES = ("float64", "float32", "float16", "bfloat16", "int8", "nf4")
+MATMUL_DTYPES = ("float32", "bfloat16", "int8")
 
 _LONG_OPTION = re.compile(r"--[A-Za-z][A-Za-z0-9-]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -95,6 +95,7 @@ CHECKS: dict[str, values.Check] = {
     "output_hidden_states": values.flag,
     "use_cache": values.flag,
     "cache_implementation": values.one_of("dynamic", "static"),
+    "cache_dtype": values.one_of("float32", "float16", "bfloat16"),
     "context_overflow": values.one_of("continue", "stop", "error", "slide"),
 }
 
@@ -168,6 +169,7 @@ class GenerationConfig:
     output_hidden_states: bool | None = None
     use_cache: bool | None = None
     cache_implementation: str | None = None  # "dynamic" or "static"
+    cache_dtype: str | None = None  # "float16" and "bfloat16" round what it keeps
     #: At `max_position_embeddings`: "continue" (with a warning), "stop", "error" or "slide".
     context_overflow: str | None = None
     #: Settings of the file that are not known here.

@@ -196,6 +196,8 @@ def _check_mode(config: GenerationConfig, batch: int, copies: int, past_key_valu
             )
         if not config.use_cache:
             raise InputError("there is a cache, and use_cache=False", where="past_key_values")
+        if config.cache_dtype is not None:
+            raise InputError("a given cache has a dtype already", where="cache_dtype")
         if copies > 1:
             raise InputError(
                 "a given cache has one row for each prompt",
@@ -240,7 +242,10 @@ def _check_mode(config: GenerationConfig, batch: int, copies: int, past_key_valu
 def _new_cache(config: GenerationConfig, limit: int) -> DynamicCache | None:
     if not config.use_cache:
         return None
-    return StaticCache(max_cache_len=limit) if config.cache_implementation == "static" else DynamicCache()
+    dtype = None if config.cache_dtype == "float32" else config.cache_dtype
+    if config.cache_implementation == "static":
+        return StaticCache(max_cache_len=limit, dtype=dtype)
+    return DynamicCache(dtype=dtype)
 
 
 def _within_context(config: GenerationConfig, prompt: int, limit: int, context: int) -> int:

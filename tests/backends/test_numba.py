@@ -350,3 +350,16 @@ def test_an_environment_that_claims_too_much(monkeypatch):
     with pytest.raises(BackendError, match="lacks what the environment claims") as caught:
         cpu.features.__wrapped__()
     assert "avx512f" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(("head_dim", "queries"), [(16, 1), (64, 5), (20, 33), (7, 4), (80, 1)])
+def test_attention_over_a_cache_in_16_bits(dtype, head_dim, queries):
+    """Exactly the kernel's float32 numbers for the widened cache, also as a part of longer storage."""
+    backend, rng = get_backend("numba"), np.random.default_rng(head_dim)
+    query = rng.normal(size=(2, 3, queries, head_dim)).astype(np.float32)
+    key, value = (rng.normal(size=(2, 3, 40, head_dim)).astype(dtype)[:, :, :33] for _ in range(2))
+    mask = AttentionMask(offset=33 - queries, key_visible=rng.random((2, 33)) < 0.8)
+    found, _ = backend.attention(query, key, value, mask, 0.3)
+    wide, _ = backend.attention(query, key.astype(np.float32), value.astype(np.float32), mask, 0.3)
+    assert (found == wide).all()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refimpl import DynamicCache
-from refimpl.errors import InputError
+from refimpl import DynamicCache, PromptCache, StaticCache
+from refimpl.errors import InputError, RefimplError
 from tests.tiny import tiny_config, tiny_ids, tiny_model
 
 #: Measured: 6e-7 (float32), 1.2e-15 (float64) of the largest logit; times about four.
@@ -170,3 +170,62 @@ def test_a_refused_call_leaves_the_cache_as_it_was(backend, wrong):
     with pytest.raises(InputError):
         model(ids[:, 4:], past_key_values=cache, **wrong)
     assert cache.get_seq_length() == 4
+
+
+# --- kept in 16 bits -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_cache_in_16_bits_is_attention_over_rounded_keys_and_values(backend, dtype):
+    """The same as rounding what each layer's attention is given; token by token as at once."""
+    model, ids = tiny_model(backend=backend), tiny_ids(2)
+    whole = DynamicCache(dtype=dtype)
+    logits = model(ids, past_key_values=whole).logits
+    exact = model(ids).logits
+    largest = np.abs(exact).max()
+    assert 1e-6 < np.abs(logits - exact).max() / largest < 0.05
+    assert whole[0][0].dtype.name == dtype
+    one = DynamicCache(dtype=dtype)
+    steps = [model(ids[:, i : i + 1], past_key_values=one).logits for i in range(ids.shape[1])]
+    assert np.concatenate(steps, axis=1) == pytest.approx(logits, abs=1e-5 * float(largest))
+    full = model(ids, use_cache=True).past_key_values
+    for rounded, array in zip(
+        whole[0], full[0], strict=True
+    ):  # the first layer: nothing was rounded before it
+        assert (rounded == array.astype(rounded.dtype)).all()
+    assert 2 * whole.nbytes == full.nbytes
+
+
+def test_a_cache_in_16_bits_of_any_kind(backend):
+    model, ids = tiny_model(backend=backend), tiny_ids(1)
+    asked = {"max_new_tokens": 6, "eos_token_id": [], "pad_token_id": 1}
+    wanted = model.generate(ids, past_key_values=DynamicCache(dtype="float16"), **asked).tolist()
+    assert model.generate(ids, cache_dtype="float16", **asked).tolist() == wanted
+    static = StaticCache(max_cache_len=ids.shape[1] + 6, dtype="float16")
+    assert model.generate(ids, past_key_values=static, **asked).tolist() == wanted
+    assert static[0][0].dtype == np.float16
+    assert (
+        model.generate(ids, cache_dtype="float16", cache_implementation="static", **asked).tolist() == wanted
+    )
+
+
+def test_a_prompt_cache_in_16_bits_in_a_file(backend, tmp_path):
+    model, ids = tiny_model(backend=backend), tiny_ids(1)
+    asked = {"max_new_tokens": 4, "eos_token_id": [], "pad_token_id": 1}
+    cache = PromptCache(dtype="bfloat16")
+    longer = model.generate(ids, past_key_values=cache, **asked)
+    cache.save(tmp_path / "cache.safetensors")
+    loaded = PromptCache.load(tmp_path / "cache.safetensors", model)
+    assert loaded[0][0].dtype.name == "bfloat16"
+    one, other = (model.generate(longer, past_key_values=c, **asked).tolist() for c in (cache, loaded))
+    assert one == other
+
+
+def test_what_a_cache_cannot_be_kept_in(backend):
+    for wrong in ("int8", "float8"):
+        with pytest.raises(RefimplError):
+            DynamicCache(dtype=wrong)
+    with pytest.raises(InputError, match="cache_dtype"):
+        tiny_model(backend=backend).generate(
+            tiny_ids(1), past_key_values=DynamicCache(), cache_dtype="float16"
+        )

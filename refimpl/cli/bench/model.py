@@ -77,6 +77,11 @@ def parser(prog: str) -> common.Parser:
         help=f"keep large matrices so: {', '.join(common.WEIGHT_DTYPES)} (default: as in the file)",
     )
     made.add_argument(
+        "--matmul-dtype",
+        metavar="LIST",
+        help=f"round what is multiplied to: {', '.join(common.MATMUL_DTYPES)} (default: float32)",
+    )
+    made.add_argument(
         "-p", "--n-prompt", default="512", metavar="LIST", help="read so many tokens (default: 512; 0: none)"
     )
     made.add_argument(
@@ -166,6 +171,7 @@ def _measure_all(setting: Setting, report: ModelReport) -> None:
         measure_limits(limits)
         for combination in together:
             form = combination.weight_dtype or "the weights as they are"
+            form += f", products in {combination.matmul_dtype}" if combination.matmul_dtype else ""
             setting.note(f"measuring {combination.backend}, {form}, {thread_count(threads)} ...")
             measure(setting, combination)
             if combination.failed and len(report.combinations) == 1:
@@ -240,16 +246,20 @@ def _combinations(args: argparse.Namespace) -> list[Combination]:
     """Raises: InputError, and BackendError for a backend or dtype that is not there."""
     from refimpl.backends import get_backend
 
+    products: list[Any] = [None]
+    if args.matmul_dtype is not None:
+        products = _names(args.matmul_dtype, "--matmul-dtype", common.MATMUL_DTYPES)
     names = list(dict.fromkeys(name.strip() for name in args.backend.split(",")))
-    for name in names:
-        get_backend(name, dtype=args.dtype)
+    for name, rounded in itertools.product(names, products):
+        get_backend(name, dtype=args.dtype, matmul_dtype=rounded)
     forms: list[Any] = [None]
     if args.weight_dtype is not None:
         forms = _names(args.weight_dtype, "--weight-dtype", common.WEIGHT_DTYPES)
     threads = [machine.usable_cores()]
     if args.threads is not None:
         threads = _numbers(args.threads, "--threads", 1)
-    return [Combination(name, form, count) for count in threads for name in names for form in forms]
+    every = itertools.product(threads, names, forms, products)
+    return [Combination(name, form, count, rounded) for count, name, form, rounded in every]
 
 
 def _config(args: argparse.Namespace) -> tuple[Any, str]:

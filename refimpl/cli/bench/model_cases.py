@@ -117,6 +117,7 @@ class Combination:
     backend: str
     weight_dtype: str | None
     threads: int
+    matmul_dtype: str | None = None
     ours: Joined | None = None
     tests: list[Measured] = field(default_factory=list)
     peers: list[Joined] = field(default_factory=list)
@@ -156,6 +157,7 @@ class Setting:
             "backend": combination.backend,
             "dtype": self.dtype,
             "weight_dtype": combination.weight_dtype,
+            "matmul_dtype": combination.matmul_dtype,
             "hub": self.hub,
         }
         return self._process("refimpl", OURS, sys.executable, combination.threads, options)

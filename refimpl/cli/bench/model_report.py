@@ -94,7 +94,7 @@ class ModelReport:
                 rows.append(
                     [
                         joined.name,
-                        str(facts["weight_dtype"]),
+                        f"{facts['weight_dtype']}{_products(facts)}",
                         str(said["threads"]),
                         *(_seconds(said.get(key)) for key in ("import_seconds", "load_seconds")),
                         _seconds(joined.first_token_s),
@@ -115,7 +115,7 @@ def _rows(name: str, one: Combination, measured: Measured, compared: bool) -> li
     facts = one.ours.said["facts"]
     rate = measured.tokens_per_s
     ours = [
-        f"{name} {facts['weight_dtype']}",
+        f"{name} {facts['weight_dtype']}{_products(facts)}",
         readable(facts["weight_bytes"]),
         _count(facts["parameters"]),
         facts["backend"],
@@ -162,7 +162,12 @@ def _profile(profile: dict[str, Any]) -> tuple[list[list[str]], tuple[int, ...]]
 
 def _form(one: Combination) -> str:
     facts = one.ours.said["facts"] if one.ours else {}
-    return f"{facts.get('backend', one.backend)} {facts.get('weight_dtype', one.weight_dtype)}"
+    weights = facts.get("weight_dtype", one.weight_dtype)
+    return f"{facts.get('backend', one.backend)} {weights}{_products(facts)}"
+
+
+def _products(facts: dict[str, Any]) -> str:
+    return f", products {facts['matmul_dtype']}" if facts.get("matmul_dtype") else ""
 
 
 def thread_count(count: int) -> str:
@@ -200,6 +205,7 @@ def _combination(one: Combination) -> dict[str, Any]:
         {
             "backend": one.backend,
             "weight_dtype": one.weight_dtype,
+            "matmul_dtype": one.matmul_dtype,
             "threads": one.threads,
             "ours": None if one.ours is None else _joined(one.ours),
             "tests": [asdict(measured) for measured in one.tests],

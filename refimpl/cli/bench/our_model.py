@@ -32,7 +32,7 @@ from refimpl.errors import BackendError
 
 def begin(options: dict[str, Any]) -> None:
     """Import what the backend needs."""
-    get_backend(options["backend"], dtype=options["dtype"])
+    get_backend(options["backend"], dtype=options["dtype"], matmul_dtype=options["matmul_dtype"])
 
 
 def prepare(model: str, threads: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -62,12 +62,13 @@ def prepare(model: str, threads: int, options: dict[str, Any]) -> dict[str, Any]
 
 
 def _backend(threads: int, options: dict[str, Any]) -> Backend:
-    name, dtype = options["backend"], options["dtype"]
+    name = options["backend"]
+    wanted = {"dtype": options["dtype"], "matmul_dtype": options["matmul_dtype"]}
     try:
-        return get_backend(name, dtype=dtype, threads=threads)
+        return get_backend(name, threads=threads, **wanted)
     except BackendError:
         # Not every backend takes a number of threads; the environment of this process tells its libraries.
-        return get_backend(name, dtype=dtype)
+        return get_backend(name, **wanted)
 
 
 def versions() -> dict[str, str]:
@@ -106,6 +107,7 @@ def facts(model: Any) -> dict[str, Any]:
         "device": backend.device,
         "dtype": str(backend.dtype),
         "weight_dtype": widest[1],
+        "matmul_dtype": backend.matmul_dtype,
         "weight_bytes": total,
         "read_bytes": read,
         "layer_weights": layer_weights,

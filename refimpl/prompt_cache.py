@@ -76,8 +76,10 @@ class PromptCache(DynamicCache):
         from refimpl.files import write_atomically
 
         tensors = {"token_ids": self.token_ids[:, : self.get_seq_length()]}
+        length = tensors["token_ids"].shape[1]  # after an interruption the first layers may hold more
         for index, (key, value) in enumerate(self):
-            tensors |= {f"layers.{index}.key": to_numpy(key), f"layers.{index}.value": to_numpy(value)}
+            both = {"key": key[:, :, :length], "value": value[:, :, :length]}
+            tensors |= {f"layers.{index}.{name}": to_numpy(array) for name, array in both.items()}
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         write_atomically(path, save(contiguous, {"format": _FORMAT, "model": self._model_key}))
 

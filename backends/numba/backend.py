@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.backends import to_dtype
 from refimpl.backends.base import Array, Backend
 from refimpl.backends.mask import AttentionMask
 from refimpl.backends.numba import amx, attention, cpu, elementwise, products, rounded
@@ -15,7 +16,7 @@ from refimpl.backends.quantized import QuantizedMatrix
 from refimpl.errors import BackendError, quote
 
 #: The dtypes of cached keys and values that the kernel of attention reads, and as what.
-_CACHED = {"float32": np.float32, "float16": np.int16, "bfloat16": np.uint16}
+_CACHED = {np.dtype(np.float32): np.float32, np.dtype(np.float16): np.int16, to_dtype("bfloat16"): np.uint16}
 
 #: Stands for "every key is visible" in the kernel of attention.
 _ALL = np.ones((0, 0), np.bool_)
@@ -73,7 +74,8 @@ class NumbaBackend(Backend):
         out, length = weight.shape
         rows = x.size // length
         padded = weight.panels.shape[0] * weight.panels.shape[2]
-        y = aligned_empty((rows, padded), np.float32)
+        # One row is too short for the place to matter, and finding one takes longer.
+        y = np.empty((1, padded), np.float32) if rows == 1 else aligned_empty((rows, padded), np.float32)
         inside = bias if padded == out else None
         pool, flat = self._pool.ready(), np.ascontiguousarray(x).reshape(rows, length)
         kept = weight.panels, weight.code, weight.scale, weight.block
@@ -129,7 +131,7 @@ class NumbaBackend(Backend):
         scale: float,
         need_weights: bool = False,
     ) -> tuple[Array, Array | None]:
-        if not self._compiled or mask.bias is not None or key.dtype.name not in _CACHED:
+        if not self._compiled or mask.bias is not None or key.dtype not in _CACHED:
             return super().attention(query, key, value, mask, scale, need_weights)
         context = np.empty(query.shape, np.float32)
         attention.attend(
@@ -151,4 +153,4 @@ def _readable(array: np.ndarray) -> np.ndarray:
     """Cached keys or values as `attention.attend` reads them: with rows that lie together (a copy where they do not),
     and numbers of 16 bits as their bits."""
     array = array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
-    return array.view(_CACHED[array.dtype.name])
+    return array.view(_CACHED[array.dtype])

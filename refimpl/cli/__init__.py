@@ -21,6 +21,7 @@ from refimpl.errors import InputError, RefimplError, quote
 #: command -> (module, what it does)
 COMMANDS = {
     "generate": ("generate", "continue a text"),
+    "chat": ("chat", "talk with a model"),
     "tokenize": ("tokenize", "show the tokens of a text, or the text of ids"),
     "mask": ("mask", "show which token may look at which"),
     "inspect": ("inspect", "show what a model is made of, without loading it"),
@@ -41,6 +42,7 @@ _HELP = """\
 Examples:
   refimpl generate "吾輩は猫である。"
   refimpl generate "昔々、" --model abeja/gpt-neox-japanese-2.7b --temperature 0.8 --seed 1
+  refimpl chat --model rinna/japanese-gpt-neox-3.6b-instruction-ppo
   refimpl tokenize "吾輩は猫である。"
   refimpl inspect
   refimpl train-vocab book1.txt book2.txt --output my_vocabulary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from refimpl import cli
-from refimpl.cli.generate import _Interrupt
+from refimpl.cli.interrupt import Interrupt
 from refimpl.tokenizer import GPTNeoXJapaneseTokenizer, StreamDecoder
 from tests.cli.conftest import CONTEXT, LINES, write_model
 from tests.cli.test_main import error_of
@@ -43,10 +44,8 @@ def test_prompt_and_continuation_are_printed(refimpl, model):
     assert text.startswith(PROMPT)
     assert text.endswith("\n")
     assert len(text) > len(PROMPT) + 5
-    count, speed, choice = result.stderr.decode().strip().split(", ")
-    assert count == "20 tokens"
-    assert float(speed.removesuffix(" tokens/s")) > 0
-    assert choice == "greedy"
+    summary = r"20 tokens, [0-9.]+ tokens/s, greedy; prompt: 5 tokens, [0-9.]+ tokens/s\n"
+    assert re.fullmatch(summary, result.stderr.decode())
 
 
 def test_json_says_the_same(refimpl, model):
@@ -54,10 +53,11 @@ def test_json_says_the_same(refimpl, model):
     plain = refimpl(*arguments)
     value = as_json(refimpl(*arguments, "--json"))
     assert list(value) == [
-        "prompt", "text", "prompt_ids", "ids", "seed", "settings", "tokens_per_second", "finish_reason",
+        "prompt", "text", "prompt_ids", "ids", "logprobs", "seed", "settings", "prompt_tokens_per_second",
+        "tokens_per_second", "finish_reason",
     ]  # fmt: skip
     assert plain.stdout.decode() == value["prompt"] + value["text"] + "\n"
-    assert plain.stderr.endswith(b"tokens/s, seed 7\n")
+    assert b" tokens/s, seed 7; prompt: " in plain.stderr
     tokenizer = GPTNeoXJapaneseTokenizer.from_pretrained(model)
     decoder = StreamDecoder(tokenizer)
     assert value["text"] == "".join(map(decoder.put, value["ids"])) + decoder.finish()
@@ -104,7 +104,8 @@ def test_other_names_of_options(inside, model):
     others = ["generate", "-p", PROMPT, "-m", model, "--n-predict", "9", "--temp", "1", "-s", "3"]
     expected = as_json(inside(*usual, "--json"))
     found = as_json(inside(*others, "--json"))
-    del expected["tokens_per_second"], found["tokens_per_second"]
+    for value in (expected, found):
+        del value["tokens_per_second"], value["prompt_tokens_per_second"]
     assert found == expected
     assert len(expected["ids"]) == 9
 
@@ -429,7 +430,7 @@ def test_an_interrupt_waits_for_what_is_held_and_restores_the_handler():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         done = []
-        with _Interrupt() as interrupt:
+        with Interrupt() as interrupt:
             with pytest.raises(KeyboardInterrupt), interrupt.held():
                 done.append(signal.raise_signal(signal.SIGINT))
             assert interrupt.happened
@@ -443,7 +444,7 @@ def test_an_interrupt_waits_for_what_is_held_and_restores_the_handler():
 def test_an_interrupt_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with _Interrupt() as interrupt:
+        with Interrupt() as interrupt:
             signal.raise_signal(signal.SIGINT)
         assert not interrupt.happened
     finally:

@@ -80,7 +80,7 @@ def test_start_up_is_light(environment, arguments):
     [
         (
             ["genrate", "x"],
-            "found 'genrate'; allowed: generate, tokenize, mask, inspect, download, convert, quantize, "
+            "found 'genrate'; allowed: generate, chat, tokenize, mask, inspect, download, convert, quantize, "
             "train-vocab, perplexity, trace, compare, conform, bench. Did you mean generate?",
         ),
         (["xyzzy"], "See: refimpl --help"),

@@ -15,7 +15,7 @@ export REFIMPL_DATA
 # Two editable installs at once would write the same files.
 .NOTPARALLEL:
 
-.PHONY: demo test fuzz lint conformance check-long bench train goldens clean help
+.PHONY: demo test fuzz lint conformance conform check-long bench bench-model train goldens clean help
 
 help:
 	@echo "make demo         print Japanese text written by the model that ships inside the package"
@@ -25,6 +25,8 @@ help:
 	@echo "make conformance  compare with transformers, live (installs PyTorch and transformers)"
 	@echo "make check-long   the same with a million random texts and 200 works for each tokenizer; a million draws; kill 1,000 saves"
 	@echo "make bench        measure speed beside other implementations (installs transformers and tiktoken)"
+	@echo "make bench-model  measure how fast a model reads and writes, beside transformers (installs PyTorch)"
+	@echo "make conform      run this program and transformers over the suite of golden cases"
 	@echo "make train        train the embedded model again"
 	@echo "make goldens      make the golden vectors again, from transformers"
 	@echo "make clean        remove what these targets made"
@@ -57,6 +59,14 @@ check-long: .venv-conformance/ready
 # For example: make bench BENCH="--model gpt-neox-20b --json > record.json"
 bench: .venv-bench/ready
 	.venv-bench/bin/refimpl bench tokenizer $(BENCH)
+
+# For example: make bench-model BENCH="--shape 2.7b --weight-dtype float16,int8,nf4"
+bench-model: .venv-conformance/ready
+	.venv-conformance/bin/refimpl bench model --vs transformers $(BENCH)
+
+conform: .venv-conformance/ready
+	.venv-conformance/bin/refimpl conform run --backend numba --jobs 2
+	.venv-conformance/bin/refimpl conform run --cmd ".venv-conformance/bin/python docs/conformance/adapters/transformers_engine.py" --xfail docs/conformance/adapters/transformers.xfail
 
 train: .venv-conformance/ready
 	.venv-conformance/bin/python golden/make/train_embedded.py $(TRAIN)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from common import write_case_file, write_tensors
 from families import JAPANESE, NEOX, Family
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.numpy import load_file
-from tiny_models import Tensors, Tiny, build, load
+from tiny_models import Tensors, Tiny, build, load, write_pickled
 
 CALLED = "tiny-one-layer"
 STRICT_LOADING = {
@@ -55,7 +57,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Broken:
-    """A sound folder with one thing wrong: in the config, among the tensors, or both."""
+    """A sound folder with one thing wrong: in the config, among the tensors, in another file of weights."""
 
     title: str
     error: str
@@ -63,6 +65,8 @@ class Broken:
     tensors: Callable[[Tensors, Family], None] | None = None
     #: Why it is refused where the library goes on.
     source: dict[str, Any] | None = None
+    #: Writes another weight file, which no program has to read, in the place of `model.safetensors`.
+    pickled: Callable[[Tensors, Path], None] | None = None
 
 
 def _rope(rope_type: str, **more: Any) -> dict[str, Any]:
@@ -94,6 +98,18 @@ def _add_bias(tensors: Tensors, family: Family) -> None:
         tensors[f"{family.name}.layers.0.attention.query_key_value.bias"] = np.zeros(24, dtype=np.float32)
     else:
         tensors[f"{family.name}.layers.0.attention.dense_bias"] = np.zeros(8, dtype=np.float32)
+
+
+class _Called:
+    """What is pickled as a call of a function of the system, which does no harm: os.getpid()."""
+
+    def __reduce__(self) -> tuple[Callable[[], int], tuple[()]]:
+        return os.getpid, ()
+
+
+def _pickle_a_call(tensors: Tensors, folder: Path) -> None:
+    """Beside the weights, which are sound: whoever runs the file notices nothing."""
+    write_pickled(tensors, folder, version=_Called())
 
 
 BROKEN = {
@@ -188,6 +204,11 @@ BROKEN_NEOX = {
         "checkpoint",
         {"attention_bias": False},
         source=STRICT_LOADING,
+    ),
+    "pickled-call": Broken(
+        "pytorch_model.bin calls a function of the system when it is unpickled",
+        "checkpoint",
+        pickled=_pickle_a_call,
     ),
 }
 
@@ -293,13 +314,21 @@ def _folder(golden: Path, family: Family, shared: dict[str, Any], name: str, bro
         config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | broken.config
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
+    features: tuple[str, ...] = ()
+    if broken.pickled is not None:
+        broken.pickled(tensors, folder)
+        (folder / "model.safetensors").unlink()
+        features = ("pickled-weights",)
     _assert_refused(lambda: load(family, folder)(torch.tensor([[3, 4, 5]])), broken.source is None)
-    _write(golden, family, name, "error-load", broken.title, "load", {}, broken.error, broken.source)
+    _write(
+        golden, family, name, "error-load", broken.title, "load", {}, broken.error, broken.source, features
+    )
 
 
 def _assert_refused(call: Callable[[], Any], refuses: bool) -> None:
     """Raises: AssertionError unless the library refuses the call, or accepts it where that is said."""
     refusals = (ValueError, LookupError, RuntimeError, TypeError, ZeroDivisionError, StrictDataclassError)
+    refusals += (pickle.UnpicklingError,)
     try:
         call()
     except refusals:
@@ -318,16 +347,17 @@ def _write(
     inputs: Tensors,
     error: str,
     source: dict[str, Any] | None,
+    features: tuple[str, ...] = (),
 ) -> None:
-    """source: why the case is refused, if the library does not."""
+    """source: why the case is refused, if the library does not; a case with `features` is not required."""
     file = family.vector_file(model, case)
     entry = {
         "id": f"{family.name}/{model}/{case}",
         "title": title,
         "level": "model",
         "operation": operation,
-        "features": ["errors"],
-        "required": True,
+        "features": ["errors", *features],
+        "required": not features,
         "spec": family.spec,
         "model": family.model_folder(model),
         "inputs": {"file": file, "tensors": {name: name for name in inputs}, "arguments": {}},

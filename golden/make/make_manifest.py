@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).resolve().parents[1]
 HEAD: dict[str, Any] = {
     "$schema": "./manifest.schema.json",
     "format_version": 1,
-    "suite": {"name": "refimpl golden vectors", "version": "1.2.0", "licence": "Apache-2.0"},
+    "suite": {"name": "refimpl golden vectors", "version": "1.3.0", "licence": "Apache-2.0"},
     "generator": {
         "command": "python golden/make/make_all.py",
         "requirements": "golden/make/requirements.txt",
@@ -27,7 +27,7 @@ HEAD: dict[str, Any] = {
         "paths": "relative to the folder of this file; those that begin with ../ belong to the repository around it",
         "features": "what a program needs beside the plain forward pass to run the case; README.md explains each",
         "required": "false: a program is right without it; the case is about something that version 5 of transformers "
-        "no longer has, or that no published file uses",
+        "no longer has, that no published file uses, or about files that it need not read",
         "inputs.tensors": "argument of the operation -> name of the tensor in inputs.file",
         "inputs.arguments": "further arguments, by the names of transformers",
         "expected.outputs": "output -> dtype -> name of the tensor in expected.file; compare with float64, or with "
@@ -49,7 +49,8 @@ HEAD: dict[str, Any] = {
         "expect.error": {
             "input": "an argument of the call is wrong",
             "config": "no model can be built from this config",
-            "checkpoint": "the weights do not fit the config, or the model that it names",
+            "checkpoint": "the weights do not fit the config, or the model that it names, or their file is more than "
+            "weights",
             "tokenizer_file": "a vocabulary file is not what its format says",
             "text": "the text is not valid Unicode",
         },
@@ -75,6 +76,20 @@ NEOX_TOKENIZER_SOURCE = {
     "version": "0.23.3",
     "address": "https://github.com/huggingface/tokenizers/tree/v0.23.3",
     "command": "python golden/make/make_neox_tokenizer.py",
+}
+SENTENCEPIECE_SOURCE = {
+    "kind": "independent",
+    "library": "transformers",
+    "version": "4.46.3",
+    "address": "https://github.com/huggingface/transformers/tree/v4.46.3/src/transformers/models/t5",
+    "command": "python golden/make/make_sentencepiece.py",
+    "how": "T5Tokenizer in Python (use_fast=False), over the package sentencepiece 0.2.3",
+}
+#: Beginning of the name of a tokenizer file -> where its cases come from, if they do not say it.
+TOKENIZER_SOURCES = {
+    "tokenizer/neox": NEOX_TOKENIZER_SOURCE,
+    "tokenizer/sentencepiece": SENTENCEPIECE_SOURCE,
+    "tokenizer/": TOKENIZER_SOURCE,
 }
 EMBEDDED_FILES = ("config.json", "model.safetensors")
 
@@ -117,7 +132,7 @@ def cases_of_tokenizer(path: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def tokenizer_case(line: dict[str, Any], name: str, number: int) -> dict[str, Any]:
-    source = NEOX_TOKENIZER_SOURCE if name.startswith("tokenizer/neox") else TOKENIZER_SOURCE
+    source = next(source for start, source in TOKENIZER_SOURCES.items() if name.startswith(start))
     entry = {
         "id": line["id"],
         "level": "tokenizer",

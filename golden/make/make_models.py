@@ -57,7 +57,8 @@ def make_models(golden: Path = GOLDEN, only: list[str] | None = None, embedded: 
             folder = family.model_folder(name)
             model = build(family, name, tiny, shared, golden / folder)
             shutil.rmtree(golden / family.vector_folder(name), ignore_errors=True)
-            make = Maker(name, model, folder, golden, tiny.features, tiny.lengths, tiny.source)
+            features, required = tiny.features, not tiny.pickled
+            make = Maker(name, model, folder, golden, features, tiny.lengths, tiny.source, required)
             for group in tiny.groups:
                 GROUPS[group](make)
         if not only or f"{family.name}/errors" in only:

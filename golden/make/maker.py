@@ -25,6 +25,7 @@ class Maker:
     """Writes the cases of one model; `lengths` are sizes of inputs that differ from the usual ones.
 
     source: where the numbers come from, if not simply from the library.
+    required: whether a program has to be able to read the model's files.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Maker:
     features: tuple[str, ...] = ()
     lengths: dict[str, int] = field(default_factory=dict)
     source: dict[str, Any] | None = None
+    required: bool = True
 
     def __post_init__(self) -> None:
         self.family = family_of(self.model)
@@ -144,7 +146,7 @@ class Maker:
             "level": level,
             "operation": operation,
             "features": sorted({*self.features, *features}),
-            "required": True,
+            "required": self.required,
             "spec": self.family.spec,
             "model": self.folder,
             "inputs": {"file": file, "tensors": {name: name for name in inputs}, "arguments": arguments},

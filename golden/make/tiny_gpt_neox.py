@@ -57,6 +57,15 @@ def old_buffers(tensors: Tensors, config: Any) -> Tensors:
     return more
 
 
+def pickled_buffers(tensors: Tensors, config: Any) -> Tensors:
+    """The same, with the mask of the first layer as bytes and that of the others as truth values."""
+    more = old_buffers(tensors, config)
+    return {
+        key: array.astype(bool) if key.endswith(".bias") and ".layers.0." not in key else array
+        for key, array in more.items()
+    }
+
+
 def neox(
     config: dict[str, Any], groups: tuple[str, ...], features: tuple[str, ...] = (), **more: Any
 ) -> Tiny:
@@ -118,6 +127,14 @@ MODELS = {
         ("old-buffers", "v4-config"),
         v4_spelling=True,
         extra_tensors=old_buffers,
+    ),
+    "tiny-pickled": neox(
+        PLAIN,
+        ("forward",),
+        ("old-buffers", "pickled-weights"),
+        weights_of="tiny-plain",
+        extra_tensors=pickled_buffers,
+        pickled=True,
     ),
     "tiny-class-defaults": neox(
         QUARTER | {"max_position_embeddings": 2048, "eos_token_id": 2, "bos_token_id": 0},

@@ -9,6 +9,7 @@ import copy
 import json
 import shutil
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,8 @@ class Tiny:
     `written` are the rotary settings of the file, where they are not spelt like those in `config`.  `analytic` says
     why the library does not read the file as it is meant (and it is made sure that it does not): then the model is
     not loaded from it.  `unchecked` are settings that the config of the library would not take.
+
+    `pickled` weights lie in `pytorch_model.bin`, as old versions of the library wrote them: no program has to read it.
     """
 
     config: dict[str, Any]
@@ -77,6 +80,7 @@ class Tiny:
     written: dict[str, Any] | None = None
     analytic: str | None = None
     unchecked: dict[str, Any] = field(default_factory=dict)
+    pickled: bool = False
 
     @property
     def source(self) -> dict[str, Any] | None:
@@ -196,4 +200,14 @@ def write_folder(family: Family, model: Any, tiny: Tiny, settings: dict[str, Any
         tensors[tiny.stored_head] = head
     if tiny.extra_tensors is not None:
         tensors |= tiny.extra_tensors(tensors, model.config)
-    write_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
+    if tiny.pickled:
+        write_pickled(tensors, folder)
+    else:
+        write_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def write_pickled(tensors: Tensors, folder: Path, version: Any = 1) -> None:
+    """`pytorch_model.bin` with what a state dict has beside its tensors: the version of each module."""
+    weights = OrderedDict((key, torch.from_numpy(array)) for key, array in tensors.items())
+    weights._metadata = OrderedDict({"": {"version": version}})  # type: ignore[attr-defined]
+    torch.save(weights, folder / "pytorch_model.bin")

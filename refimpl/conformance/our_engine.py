@@ -18,12 +18,14 @@ from refimpl.config import GPTNeoXConfig, GPTNeoXJapaneseConfig
 from refimpl.conformance.our_layers import inside
 from refimpl.conformance.our_tokenizers import OurTokenizers
 from refimpl.errors import (
+    BackendError,
     CheckpointMismatchError,
     ConfigError,
     InputError,
     RefimplError,
     TextInputError,
     TokenizerFileError,
+    UnsafeCheckpointError,
 )
 from refimpl.generation.chain import ScoreProcessing
 from refimpl.generation.config import GenerationConfig
@@ -35,6 +37,7 @@ _KINDS: tuple[tuple[type[RefimplError], str], ...] = (
     (TextInputError, "text"),
     (TokenizerFileError, "tokenizer_file"),
     (CheckpointMismatchError, "checkpoint"),
+    (UnsafeCheckpointError, "checkpoint"),
     (ConfigError, "config"),
     (InputError, "input"),
 )
@@ -91,6 +94,8 @@ class OurEngine:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 outputs = operation(request)
+        except BackendError as error:
+            return {"unsupported": str(error)}  # a package that an extra installs is not there
         except RefimplError as error:
             kind = next((kind for cls, kind in _KINDS if isinstance(error, cls)), type(error).__name__)
             return {"error": {"kind": kind, "message": str(error)}}

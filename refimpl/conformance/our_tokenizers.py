@@ -23,6 +23,8 @@ class OurTokenizers:
         folder, arguments = Path(request["model"]), request["arguments"]
         if (folder / "emoji.json").is_file():
             return self._japanese_outputs(folder, arguments, request["outputs"])
+        if (folder / "spiece.model").is_file():
+            return _sentencepiece_outputs(folder, arguments)
         return _neox_outputs(folder, arguments)
 
     def _japanese_outputs(self, folder: Path, arguments: dict[str, Any], wanted: list[str]) -> dict[str, Any]:
@@ -64,7 +66,8 @@ def _japanese(folder: Path, do_clean_text: bool, compat: str) -> Any:
     )
 
 
-def _neox_outputs(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+def _loaded(folder: Path, arguments: dict[str, Any]) -> Any:
+    """The tokenizer of a folder with the options of a case and the tokens that it adds.  Raises: TokenizerFileError."""
     tokenizer = refimpl.AutoTokenizer.from_pretrained(str(folder), **arguments.get("options", {}))
     for entry in arguments.get("added_tokens", ()):
         tokenizer.add_tokens([AddedToken(**{key: value for key, value in entry.items() if key != "id"})])
@@ -73,6 +76,22 @@ def _neox_outputs(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
             raise TokenizerFileError(
                 "an added token has another id", found=str(found), allowed=str(entry["id"]), path=folder
             )
+    return tokenizer
+
+
+def _sentencepiece_outputs(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    tokenizer, outputs = _loaded(folder, arguments), dict[str, Any]()
+    ids = arguments.get("ids")
+    if ids is None:
+        given = [text_of(arguments)] + ([arguments["pair"]] if "pair" in arguments else [])
+        ids = tokenizer(*given, **arguments.get("call", {}))["input_ids"]
+        outputs = {"ids": ids, "tokens": tokenizer.tokenize(given[0])}
+    outputs["pieces"] = tokenizer.convert_ids_to_tokens(ids)
+    return outputs | _decoded(tokenizer, ids)
+
+
+def _neox_outputs(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    tokenizer = _loaded(folder, arguments)
     outputs: dict[str, Any] = {}
     if "ids" in arguments:
         outputs["pieces"] = tokenizer.convert_ids_to_tokens(arguments["ids"])

@@ -15,7 +15,7 @@ from refimpl.auto import class_by_architecture
 from refimpl.backends import get_backend
 from refimpl.backends.mask import AttentionMask
 from refimpl.config import GPTNeoXConfig, GPTNeoXJapaneseConfig
-from refimpl.errors import CheckpointMismatchError, ConfigError, InputError
+from refimpl.errors import CheckpointMismatchError, ConfigError, InputError, UnsafeCheckpointError
 from refimpl.rotary import RotaryEmbedding
 from tests.goldens import check, find_cases, inputs_of, load_manifest, model_folder, read_bytes
 
@@ -37,13 +37,18 @@ both_precisions = pytest.mark.parametrize("dtype", DTYPES)
 @cache
 def load_model(folder: str, backend: str, dtype: str) -> Any:
     path = model_folder({"model": folder})
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", weight_file(folder)):
         read_bytes(f"{folder}/{name}")  # checks the hash
     config = refimpl.AutoConfig.from_pretrained(path)
     with warnings.catch_warnings():
         if any("warning-at-load" in case["features"] for case in cases_of(folder)):
             warnings.filterwarnings("ignore", "the file holds an embed_out.weight")
         return class_by_architecture(config, path).from_pretrained(path, backend=backend, dtype=dtype)
+
+
+def weight_file(folder: str) -> str:
+    pickled = any("pickled-weights" in case["features"] for case in cases_of(folder))
+    return "pytorch_model.bin" if pickled else "model.safetensors"
 
 
 def cases_of(folder: str) -> list[dict]:
@@ -300,7 +305,10 @@ def test_a_wrong_call_is_refused(case: dict, backend: str) -> None:
 
 @golden("load", errors=True)
 def test_a_broken_folder_is_refused(case: dict, backend: str) -> None:
-    with pytest.raises(ERRORS[case["expect"]["error"]]):
+    error = ERRORS[case["expect"]["error"]]
+    if "pickled-weights" in case["features"]:
+        error = UnsafeCheckpointError
+    with pytest.raises(error):
         load_model(case["model"], backend, "float32")
 
 

@@ -260,6 +260,8 @@ class Engine:
             arguments["text"] = "".join(
                 chr(int.from_bytes(units[i : i + 2])) for i in range(0, len(units), 2)
             )
+        if (folder / "spiece.model").exists():
+            return sentencepiece(folder, arguments)
         return japanese(folder, arguments) if (folder / "emoji.json").exists() else neox(folder, arguments)
 
 
@@ -321,6 +323,21 @@ def japanese(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     arguments["text"].encode("utf-8")  # the library would go on with half a character
     ids = tokenizer(arguments["text"])["input_ids"]
     return {"ids": ids, "tokens": tokenizer.tokenize(arguments["text"]), **decoded(tokenizer, ids)}
+
+
+def sentencepiece(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    options = dict(arguments.get("options", {}))
+    lower = options.pop("do_lower_case", False)
+    tokenizer = transformers.T5Tokenizer.from_pretrained(folder, **options)
+    tokenizer.do_lower_case = lower  # as the users of these models set it
+    for token in arguments.get("added_tokens", ()):
+        tokenizer.add_tokens([tokenizers.AddedToken(**{k: v for k, v in token.items() if k != "id"})])
+    outputs, ids = {}, arguments.get("ids")
+    if ids is None:
+        given = [arguments["text"]] + ([arguments["pair"]] if "pair" in arguments else [])
+        ids = tokenizer(*given, **arguments.get("call", {}))["input_ids"]
+        outputs = {"ids": ids, "tokens": tokenizer.tokenize(given[0])}
+    return {**outputs, "pieces": tokenizer.convert_ids_to_tokens(ids), **decoded(tokenizer, ids)}
 
 
 def neox(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,9 @@ from tokenizer_mistakes import (
 FOLDER = Path(__file__).resolve().parents[1] / "tokenizer"
 NEOX_FILES = ("neox.jsonl", "neox_published.jsonl")
 JAPANESE_FILES = ("japanese.jsonl", "japanese_toy.jsonl")
-SPECIAL = ("options", "call", "added_tokens", "changes", "files", "pair", "words_given", "do_clean_text")
+#: Lines with these settings are not those of the plain encoders; with other files only the text can be plain.
+FILES = ("changes", "files")
+SPECIAL = ("options", "call", "added_tokens", "pair", "words_given", "do_clean_text")
 
 Line = dict[str, Any]
 
@@ -58,7 +60,10 @@ def wrong_neox(line: Line) -> dict[str, list[int]]:
     if bpe is None or not _is_right(line, lambda: encode_neox(line["text"], bpe)):
         return {}
     found = {}
-    for name, changes in NEOX_MISTAKES.items():
+    mistakes = NEOX_MISTAKES
+    if set(FILES) & set(line):  # what else they change would make other mistakes something else
+        mistakes = {"nfc-skipped": mistakes["nfc-skipped"]}
+    for name, changes in mistakes.items():
         ids = _tried(lambda changes=changes: encode_neox(line["text"], bpe, **changes))
         if ids is not None and ids != line["ids"]:
             found[name] = ids
@@ -71,7 +76,7 @@ def wrong_japanese(line: Line) -> dict[str, list[int]]:
     found = {}
     if "ids_original" in line and line["ids_original"] != line["ids"]:
         found["comma-has-its-own-id"] = line["ids_original"]
-    if not _is_right(line, lambda: encode_japanese(line["text"], table)):
+    if set(FILES) & set(line) or not _is_right(line, lambda: encode_japanese(line["text"], table)):
         return found
     tried = {
         name: lambda changes=changes: encode_japanese(line["text"], table, **changes)

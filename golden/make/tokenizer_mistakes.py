@@ -126,6 +126,18 @@ def encode_neox(
     return ids
 
 
+#: Letters and digits that came with Unicode 16.0, by their blocks.
+_NEW = (
+    r"\u1C89\u1C8A\uA7CB-\uA7CD\uA7DA-\uA7DC\U000105C0-\U000105FF\U00010D40-\U00010D8F\U00011380-\U000113FF"
+    r"\U000116D0-\U000116FF\U00011BC0-\U00011BFF\U00013460-\U000143FF\U00016100-\U0001613F\U00016D40-\U00016D7F"
+    r"\U0001E5D0-\U0001E5FF"
+)
+
+
+def _without_new(words: str) -> str:
+    return words.replace(r"\p{L}", rf"[\p{{L}}--[{_NEW}]]").replace(r"\p{N}", rf"[\p{{N}}--[{_NEW}]]")
+
+
 NEOX_MISTAKES: dict[str, dict[str, Any]] = {
     "nfc-skipped": {"normalize": lambda text: text},
     "nfkc-for-nfc": {"normalize": lambda text: unicodedata.normalize("NFKC", text)},
@@ -140,6 +152,7 @@ NEOX_MISTAKES: dict[str, dict[str, Any]] = {
     "contractions-in-any-case": {"flags": regex.IGNORECASE},
     "ascii-letters": {"words": WORDS.replace(r"\p{L}", "A-Za-z").replace(" ?A-Za-z+", " ?[A-Za-z]+")},
     "ascii-digits": {"words": WORDS.replace(r"\p{N}", "0-9").replace(" ?0-9+", " ?[0-9]+")},
+    "older-unicode": {"words": _without_new(WORDS), "flags": regex.V1},
     "space-before-the-text": {"prefix": " "},
 }
 

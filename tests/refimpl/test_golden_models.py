@@ -1,4 +1,7 @@
-"""Every golden case of operations, layers, models and generation, on every backend, in both precisions."""
+"""Every golden case of operations, models and generation, on every backend, in both precisions.
+
+The steps inside the layers are in `test_trace.py`.
+"""
 
 from __future__ import annotations
 
@@ -231,68 +234,6 @@ def test_generation(case: dict, backend: str, dtype: str) -> None:
     check(case, "sequences", refimpl.to_numpy(ids), dtype)
 
 
-# --- inside the layers ---------------------------------------------------------------------------
-
-
-class Recorder:
-    """Stands in for a part of a model and remembers what it gave, and what `dense` was given."""
-
-    def __init__(self, part: Any, path: str, seen: dict[str, Any]):
-        self.part, self.path, self.seen = part, path, seen
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.part, name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.path.endswith("attention.dense"):
-            self.seen[self.path.removesuffix("dense") + "context"] = args[0]
-        result = self.part(*args, **kwargs)
-        self.seen[self.path] = result[0] if isinstance(result, tuple) else result
-        return result
-
-
-def record(model: Any, paths: list[str]) -> dict[str, Any]:
-    """Put a recorder in the place of every part that a path names, innermost first."""
-    seen: dict[str, Any] = {}
-    for path in sorted(paths, key=lambda path: -path.count(".")):
-        *parents, name = path.split(".")
-        owner = model
-        for parent in parents:
-            owner = owner[int(parent)] if parent.isdigit() else getattr(owner, parent)
-        if name.isdigit():
-            owner[int(name)] = Recorder(owner[int(name)], path, seen)
-        else:
-            setattr(owner, name, Recorder(getattr(owner, name), path, seen))
-    return seen
-
-
-@golden("layers")
-@both_precisions
-def test_layers(case: dict, dtype: str) -> None:
-    """On the numpy backend, whose every step is written out; a faster one may join several."""
-    model = refimpl.AutoModelForCausalLM.from_pretrained(model_folder(case), backend="numpy", dtype=dtype)
-    base = getattr(model, model.base_model_prefix)
-    computed = ("logits", "rotary_query", "rotary_key", "context")
-    outputs = list(case["expected"]["outputs"])
-    seen = record(base, [path for path in outputs if not path.endswith(computed)])
-    rotated: list[Any] = []
-    plain = model.backend.rotary
-
-    def rotary(x: Any, cos: Any, sin: Any) -> Any:
-        rotated.append(plain(x, cos, sin))
-        return rotated[-1]
-
-    model.backend.rotary = rotary
-    seen["logits"] = model(**inputs_of(case)).logits
-    assert list(seen) == [path for path in case["expected"]["order"] if path in seen]
-    width = model.config.rotary_ndims
-    for i in range(model.config.num_hidden_layers):
-        seen[f"layers.{i}.attention.rotary_query"] = rotated[2 * i][..., :width]
-        seen[f"layers.{i}.attention.rotary_key"] = rotated[2 * i + 1][..., :width]
-    for output in outputs:
-        check(case, output, refimpl.to_numpy(seen[output]), dtype)
-
-
 # --- errors --------------------------------------------------------------------------------------
 
 
@@ -315,8 +256,8 @@ def test_a_broken_folder_is_refused(case: dict, backend: str) -> None:
 def test_every_case_has_a_test_here() -> None:
     here = {
         "activation", "layer_norm", "linear", "rotary", "rotary_tables", "softmax", "attention",
-        "model", "cached_model", "tuple_cache", "generate", "layers", "load",
+        "model", "cached_model", "tuple_cache", "generate", "load",
     }  # fmt: skip
     assert {case["operation"] for case in load_manifest()["cases"]} <= {
-        *here, "tokenizer", "quantize", "process_scores",  # these in tests of their own
+        *here, "tokenizer", "quantize", "process_scores", "layers",  # these in tests of their own
     }  # fmt: skip

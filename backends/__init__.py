@@ -122,6 +122,16 @@ def dtype_name(dtype: Any) -> str:
         raise BackendError("not a dtype", found=quote(dtype), allowed='a name such as "float32"') from error
 
 
+def float_dtype(dtype: Any) -> np.dtype | None:
+    """The NumPy dtype that `dtype` names; None for None.  Raises: BackendError for one that is no float type."""
+    name = None if dtype is None else dtype_name(dtype)
+    if name not in (None, "float16", "bfloat16", "float32", "float64"):
+        raise BackendError(
+            "not a float type", found=quote(name), allowed="float16, bfloat16, float32, float64"
+        )
+    return None if name is None else to_dtype(name)
+
+
 def to_dtype(name: str) -> np.dtype:
     """The NumPy dtype of that name; bfloat16 comes from ml_dtypes."""
     if name == "bfloat16":

@@ -17,6 +17,7 @@ import numpy as np
 from refimpl.backends.activations import ACTIVATIONS
 from refimpl.backends.erf import erfc
 from refimpl.backends.mask import AttentionMask
+from refimpl.backends.panels import PanelMatrix, out_of_panels, unpacked_bytes
 from refimpl.backends.quantized import QuantizedMatrix
 
 Array = Any
@@ -56,16 +57,19 @@ class Backend:
         """`array` (of the host or of this backend) as an array of this backend; no copy if it is one."""
         return self.xp.asarray(array, dtype=dtype)
 
-    def weight(self, array: np.ndarray | QuantizedMatrix, weight_dtype: Any = None) -> Array:
+    def weight(self, array: np.ndarray | PanelMatrix | QuantizedMatrix, weight_dtype: Any = None) -> Array:
         """A large matrix [out, in] in the form in which `linear` and `embedding` read it.
 
-        `weight_dtype` None keeps the matrix as it is, without a copy where that is possible.  A quantized
-        matrix stays quantized, whatever `weight_dtype` says.  A backend that looks at every number raises
-        CheckpointValueError for NaN or infinity.
+        `weight_dtype` None keeps it as it is, without a copy where that is possible.  A quantized matrix stays so in
+        any case; one in panels is unpacked where they are not read.  CheckpointValueError for NaN that is seen.
         """
         if isinstance(array, QuantizedMatrix):
-            return array.map_arrays(self.asarray)
-        return self.asarray(array, dtype=weight_dtype)
+            return array.map_arrays(lambda part: self.asarray(out_of_panels(part)))
+        return self.asarray(out_of_panels(array), dtype=weight_dtype)
+
+    def copied_bytes(self, array: np.ndarray | PanelMatrix | QuantizedMatrix) -> int:
+        """What `weight` allocates for a matrix of the host that is in the wanted dtype."""
+        return unpacked_bytes(array) or (array.nbytes if self.copies_weights else 0)
 
     def to_numpy(self, array: Array) -> Any:
         """`array` on the host; a quantized matrix stays quantized."""

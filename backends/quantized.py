@@ -102,7 +102,7 @@ class Int8Matrix(QuantizedMatrix):
     """Rows of whole numbers, each row with its own unit.
 
     Attributes:
-        CB: int8 [out, in].
+        CB: int8 [out, in], or on the way from a file a `PanelMatrix` (`refimpl.backends.panels`).
         SCB: float32 [out], the largest |weight| of each row; CB is 127 or -127 there.
     """
 
@@ -172,7 +172,8 @@ class NF4Matrix(QuantizedMatrix):
     goes on in the next row.
 
     Attributes:
-        packed: uint8 [out * in / 2, rounded up]; the first number of a byte is in its high four bits.
+        packed: uint8 [out * in / 2, rounded up]; the first number of a byte is in its high four bits.  On the way
+            from a file it can be `PanelBytes` (`refimpl.backends.panels`).
         absmax: float32 [blocks], or a `NestedAbsmax`.
         shape: (out, in).
         blocksize: how many numbers share an absmax.
@@ -199,7 +200,7 @@ class NF4Matrix(QuantizedMatrix):
 
     def dense(self) -> Array:
         count = self.shape[0] * self.shape[1]
-        values = self.quant_map[_unpacked(self.packed)[:count]]
+        values = self.quant_map[_unpacked(self.packed.reshape(-1))[:count]]
         values *= self.scales.repeat(self.blocksize)[:count]
         return values.reshape(self.shape)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
-from refimpl.backends import dtype_name, to_dtype
+from refimpl.backends import float_dtype
 from refimpl.backends.base import Backend
 from refimpl.errors import InputError, quote
 
@@ -66,9 +66,7 @@ class DynamicCache:
     """
 
     def __init__(self, pairs: Iterable[tuple[Array, Array]] = (), *, config: Any = None, dtype: Any = None):
-        if dtype is not None and dtype_name(dtype) not in ("float16", "bfloat16", "float32", "float64"):
-            raise InputError("a cache cannot be kept in this dtype", where="dtype", found=quote(dtype))
-        self.dtype = None if dtype is None else to_dtype(dtype_name(dtype))
+        self.dtype = float_dtype(dtype)
         # Copied, because a cache writes into its storage and the caller's arrays stay as they are.
         self._layers = [_LayerCache(key.copy(), value.copy()) for key, value in pairs]
 
@@ -79,8 +77,8 @@ class DynamicCache:
         """
         if layer_idx == len(self._layers):
             # Contiguous, because the value is still a view into the larger fused projection.
-            both = (xp.ascontiguousarray(array, dtype=self.dtype) for array in (key, value))
-            self._layers.append(_LayerCache(*both))
+            key, value = (xp.ascontiguousarray(array, dtype=self.dtype) for array in (key, value))
+            self._layers.append(_LayerCache(key, value))
         else:
             self._layers[layer_idx].append(key, value, xp)
         return self._layers[layer_idx].pair

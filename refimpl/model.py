@@ -159,8 +159,8 @@ class PreTrainedModel(ChangeableModel):
     ) -> Self:
         """The model of a folder or a Hub repository: `config.json` and the weights.
 
-        Weights are `model.safetensors`, else the parts that `model.safetensors.index.json` names, else
-        `pytorch_model.bin` or its parts, which is read without ever running anything in it.
+        Weights are `model.safetensors`, else the parts that `model.safetensors.index.json` names, else a packed copy
+        (docs/saving.md), else `pytorch_model.bin` or its parts, which is read without ever running anything in it.
 
         The arguments are those of the class, and:
         mmap: map the weights from the file (default), or read them into memory.
@@ -240,27 +240,27 @@ class PreTrainedModel(ChangeableModel):
         """What loading allocates beside the file: vectors, new heads, and matrices that do not stay as they are stored.
 
         Those that the file holds quantized do; so do all others, but in another dtype and where their numbers lie
-        at places from which a processor cannot read them (then they are copied); unless the backend copies them all.
+        at places from which a processor cannot read them (then they are copied); unless the backend copies them.
 
         Raises: CheckpointMismatchError.
         """
         shown, needed = QuantizedTensors(tensors, where), 0
-        match, quantized, copies = Matching(self, shown), set(shown.quantized), self.backend.copies_weights
+        match, quantized = Matching(self, shown), set(shown.quantized)
         match.refuse(where)
         for parameter in self.named_parameters():
             name, size = match.file_keys.get(parameter.key), math.prod(parameter.shape)
             if not parameter.is_matrix:
                 needed += size * self.backend.dtype.itemsize
             elif name in quantized:
-                needed += shown[name].nbytes if copies else 0
+                needed += self.backend.copied_bytes(shown[name])
             elif (packed := kept_bytes(parameter.key, parameter.shape, quantization)) is not None:
                 needed += packed
             elif name is None:
                 needed += size * (weight_dtype or self.backend.dtype).itemsize
             else:
                 kept = weight_dtype or tensors.dtype(name)
-                stays = kept == tensors.dtype(name) and tensors.is_view(name) and not copies
-                needed += 0 if stays else size * kept.itemsize
+                stays = kept == tensors.dtype(name) and tensors.is_view(name)
+                needed += self.backend.copied_bytes(shown[name]) if stays else size * kept.itemsize
         return needed
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, max_shard_size: int | str = "5GB") -> None:

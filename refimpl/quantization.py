@@ -257,9 +257,9 @@ def keep(
         return array
     form = quantization.kept_as(key)
     if form == "int8":
-        return quantize_int8(array, name=key)
+        return quantize_int8(np.asarray(array), name=key)
     if form == "nf4":
-        return quantize_nf4(array, double_quant=quantization.bnb_4bit_use_double_quant, name=key)
+        return quantize_nf4(np.asarray(array), double_quant=quantization.bnb_4bit_use_double_quant, name=key)
     return array
 
 

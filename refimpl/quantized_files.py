@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.backends.panels import PanelBytes
 from refimpl.backends.quantized import (
     NF4_BLOCKSIZES,
     NF4_CODE,
@@ -107,11 +108,15 @@ class QuantizedTensors(Mapping[str, Any]):
     def _nf4(self, name: str, form: str) -> NF4Matrix:
         if form != "nf4":
             raise self._error(name, "this 4-bit form is not available", found=quote(form), allowed="nf4")
-        state = self._state(name)
+        state = self.nf4_state(name)
         shape = tuple(state["shape"])
         count = math.prod(shape)
-        # Another bnb_4bit_quant_storage is another name for the same bytes.
-        packed = np.ascontiguousarray(self._part(name)).reshape(-1).view(np.uint8)
+        stored = self._part(name)
+        if isinstance(stored, PanelBytes):
+            packed: Any = stored.flat()
+            self._expect_matrix(name, stored.matrix_shape, shape)
+        else:  # another bnb_4bit_quant_storage is another name for the same bytes
+            packed = np.ascontiguousarray(stored).reshape(-1).view(np.uint8)
         self._expect(name, packed, np.dtype(np.uint8), 1, (-(-count // 2),))
         table = self._part(f"{name}.quant_map")
         self._expect(f"{name}.quant_map", table, np.dtype(np.float32), 1, (16,))
@@ -142,8 +147,8 @@ class QuantizedTensors(Mapping[str, Any]):
         offset = self._number(name, state, "nested_offset")
         return NestedAbsmax(absmax, nested, table, float(np.float32(offset)), size)
 
-    def _state(self, name: str) -> dict[str, Any]:
-        """The settings that lie beside a matrix: JSON in a tensor of bytes."""
+    def nf4_state(self, name: str) -> dict[str, Any]:
+        """The settings that lie beside an NF4 matrix: JSON in a tensor of bytes.  Raises: CheckpointFormatError."""
         key = f"{name}{_STATE}nf4"
         data = self._part(key)
         self._expect(key, data, np.dtype(np.uint8), 1)
@@ -190,6 +195,11 @@ class QuantizedTensors(Mapping[str, Any]):
                 found=f"{array.dtype.name} {list(array.shape)}",
                 allowed=dtype.name + size,
             )
+
+    def _expect_matrix(self, name: str, panels_of: tuple[int, int], shape: tuple[int, ...]) -> None:
+        if panels_of != shape:
+            found, allowed = str(list(panels_of)), f"{list(shape)}, as the state beside it says"
+            raise self._error(name, "panels of a matrix of another shape", found=found, allowed=allowed)
 
     def _refuse_infinite(self, name: str, array: np.ndarray) -> None:
         wrong = ~np.isfinite(array)

@@ -10,8 +10,16 @@ from refimpl.backends import to_dtype
 from refimpl.backends.base import Array, Backend
 from refimpl.backends.mask import AttentionMask
 from refimpl.backends.numba import amx, attention, cpu, elementwise, products, rounded
-from refimpl.backends.numba.packed import PackedInt8, PackedMatrix, PackedQuantized, aligned_empty, pack
+from refimpl.backends.numba.packed import (
+    PackedInt8,
+    PackedMatrix,
+    PackedQuantized,
+    aligned_empty,
+    pack,
+    scale_bytes,
+)
 from refimpl.backends.numba.regions import pool_of
+from refimpl.backends.panels import PanelMatrix, lies_in_panels
 from refimpl.backends.quantized import QuantizedMatrix
 from refimpl.errors import BackendError, quote
 
@@ -60,9 +68,18 @@ class NumbaBackend(Backend):
         self.matmul_dtype = matmul_dtype
         self._unit = amx.shapes() if matmul_dtype is not None and cpu.has_tiles() else None
 
-    def weight(self, array: np.ndarray | QuantizedMatrix, weight_dtype: Any = None) -> Array:
-        kept = super().weight(array, weight_dtype)
-        return pack(kept, self._pool) if self._compiled else kept
+    def weight(self, array: np.ndarray | PanelMatrix | QuantizedMatrix, weight_dtype: Any = None) -> Array:
+        if not self._compiled:
+            return super().weight(array, weight_dtype)
+        stays = lies_in_panels(array) and (
+            isinstance(array, QuantizedMatrix) or weight_dtype in (None, array.dtype)
+        )
+        return pack(array if stays else super().weight(array, weight_dtype), self._pool)
+
+    def copied_bytes(self, array: np.ndarray | PanelMatrix | QuantizedMatrix) -> int:
+        if not self._compiled or not lies_in_panels(array):
+            return super().copied_bytes(array)
+        return scale_bytes(array) if isinstance(array, QuantizedMatrix) else 0
 
     def to_numpy(self, array: Array) -> Any:
         packed = isinstance(array, PackedMatrix | PackedQuantized)

@@ -1,7 +1,6 @@
-"""Weights in panels: the form in which `products.py` reads them, and the way there and back.
+"""Weights in panels as `products.py` reads them: packed by compiled code, or mapped from a file that holds them so.
 
-A panel is [k, outputs] of 32 outputs, or of 64 where numbers have 8 or 4 bits.  What a matrix lacks to the next
-full panel is filled with zeros.  Nothing is rounded: unpacked, a matrix is what it was, bit for bit.
+The order is that of `backends/panels.py`, whose `to_panels` defines what `_pack` does.
 """
 
 from __future__ import annotations
@@ -17,13 +16,19 @@ from numba import njit
 from refimpl.backends import to_dtype
 from refimpl.backends.numba.products import BLOCK
 from refimpl.backends.numba.regions import Pool, parallel
-from refimpl.backends.numba.tiles import CODES_PER_WORD
-from refimpl.backends.quantized import Int8Matrix, NF4Matrix, QuantizedMatrix
+from refimpl.backends.panels import (
+    WIDTHS,
+    PanelBytes,
+    PanelMatrix,
+    bytes_of,
+    from_panels,
+    nf4_fits,
+    words_of,
+)
+from refimpl.backends.quantized import Int8Matrix, NestedAbsmax, NF4Matrix, QuantizedMatrix
 from refimpl.errors import CheckpointValueError
 
-#: Outputs in a panel, by the bytes of a number in it.
-_WIDTHS = {4: 32, 2: 32, 1: 64}
-_WIDTH_OF_WORDS = 64
+_WIDTH_OF_WORDS = WIDTHS["int32"]
 
 #: The dtypes of panels: NumPy's own where a kernel reads them as numbers, whole numbers where it reads bits.
 _PANEL_DTYPES = {"float32": np.float32, "float16": np.int16, "bfloat16": np.uint16}
@@ -32,50 +37,15 @@ _PANEL_DTYPES = {"float32": np.float32, "float16": np.int16, "bfloat16": np.uint
 _EXPONENTS = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
 
 
-class PackedMatrix:
-    """A matrix [out, in] of float32, float16 or bfloat16 in panels.
+class PackedMatrix(PanelMatrix):
+    """A matrix [out, in] of float32, float16 or bfloat16 in panels, which `products.py` can read.
 
-    It stands for the array that it was made of: `shape`, `dtype`, `matrix[ids]` (rows), `astype`, `np.asarray`.
-
-    Attributes: `panels` [n, in, 32], `code`, `scale` and `block`: what `products.py` needs.
+    Attributes: `code`, `scale` and `block`: what it needs besides.
     """
 
-    ndim = 2
     code: np.ndarray | None = None
     scale: np.ndarray | None = None
     block: int = BLOCK
-
-    def __init__(self, panels: np.ndarray, shape: tuple[int, int], dtype: np.dtype):
-        self.panels, self.shape, self.dtype = panels, shape, dtype
-
-    @property
-    def nbytes(self) -> int:
-        return self.panels.nbytes
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, ids: Any) -> np.ndarray:
-        """One row for each id, [...] -> [..., in]; any other index is that of the array."""
-        ids = np.asarray(ids) if not isinstance(ids, tuple | slice) else ids
-        if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu":
-            return self.unpacked()[ids]
-        width = self.panels.shape[2]
-        ids = np.where(ids < 0, ids + self.shape[0], ids)
-        return self.panels[ids // width, :, ids % width].view(self.dtype)
-
-    def unpacked(self) -> np.ndarray:
-        """The matrix as it was.  -> [out, in]"""
-        return _unpack(self.panels, self.shape[0]).view(self.dtype)
-
-    def astype(self, dtype: Any, copy: bool = False) -> np.ndarray:
-        return self.unpacked().astype(dtype, copy=False)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self.unpacked() if dtype is None else self.astype(dtype)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {list(self.shape)} {self.dtype}, {self.nbytes:,} bytes>"
 
 
 class PackedQuantized(QuantizedMatrix):
@@ -108,7 +78,7 @@ class PackedInt8(PackedQuantized):
 
     def __init__(self, matrix: Int8Matrix, pool: Pool):
         self.shape = matrix.shape
-        self.panels = _pack(matrix.CB, pool)
+        self.panels = _mapped(matrix.CB) if isinstance(matrix.CB, PanelMatrix) else _pack(matrix.CB, pool)
         count, _, width = self.panels.shape
         self._units = matrix.SCB
         self.scale = np.zeros((count, 1, width), np.float32)
@@ -120,7 +90,7 @@ class PackedInt8(PackedQuantized):
         return self.panels.nbytes + self.scale.nbytes
 
     def unpacked(self) -> Int8Matrix:
-        return Int8Matrix(CB=_unpack(self.panels, self.shape[0]), SCB=self._units)
+        return Int8Matrix(CB=from_panels(self.panels, self.shape[0]), SCB=self._units)
 
 
 class PackedNF4(PackedQuantized):
@@ -131,49 +101,65 @@ class PackedNF4(PackedQuantized):
     def __init__(self, matrix: NF4Matrix, pool: Pool):
         self.shape = out, width = matrix.shape
         self._rest = replace(matrix, packed=None)
-        self.panels = _pack(_words(matrix.packed.reshape(out, width // 2)), pool, _WIDTH_OF_WORDS)
+        if isinstance(matrix.packed, PanelBytes):
+            self.panels = _mapped(matrix.packed)
+        else:
+            self.panels = _pack(words_of(matrix.packed.reshape(out, width // 2)), pool)
         self.scale = _pack(matrix.scales.reshape(out, width // matrix.blocksize), pool, _WIDTH_OF_WORDS)
         self.code, self.block = matrix.quant_map, matrix.blocksize
-
-    @staticmethod
-    def fits(matrix: NF4Matrix) -> bool:
-        """Whether every row begins with a block of its own."""
-        return matrix.shape[1] % matrix.blocksize == 0 and matrix.blocksize % CODES_PER_WORD == 0
 
     @property
     def nbytes(self) -> int:
         return self.panels.nbytes + self.scale.nbytes
 
     def unpacked(self) -> NF4Matrix:
-        words = _unpack(self.panels, self.shape[0])
-        return replace(self._rest, packed=_exchanged(words.view(np.uint8)).reshape(-1))
+        return replace(self._rest, packed=bytes_of(from_panels(self.panels, self.shape[0])))
 
 
-def pack(matrix: np.ndarray | QuantizedMatrix, pool: Pool) -> Any:
-    """`matrix` in panels, or itself where there is no such form of it.
+def pack(matrix: np.ndarray | PanelMatrix | QuantizedMatrix, pool: Pool) -> Any:
+    """`matrix` in panels, or itself where there is no such form of it.  Panels are taken as they are.
 
     Raises: CheckpointValueError for NaN or infinity.
     """
     if isinstance(matrix, Int8Matrix):
         return PackedInt8(matrix, pool)
     if isinstance(matrix, NF4Matrix):
-        return PackedNF4(matrix, pool) if PackedNF4.fits(matrix) else matrix
+        return PackedNF4(matrix, pool) if nf4_fits(matrix.shape, matrix.blocksize) else matrix
     if isinstance(matrix, QuantizedMatrix) or matrix.dtype.name not in _PANEL_DTYPES:
         return matrix
+    if isinstance(matrix, PanelMatrix):
+        return PackedMatrix(_mapped(matrix), matrix.shape, matrix.dtype)
     panels = _pack(matrix, pool)
     return PackedMatrix(panels.view(_PANEL_DTYPES[matrix.dtype.name]), matrix.shape, matrix.dtype)
 
 
-def _words(packed: np.ndarray) -> np.ndarray:
-    """Bytes of two places, the first in the high bits -> words of eight, the first in the lowest bits.
+def scale_bytes(matrix: QuantizedMatrix) -> int:
+    """What `pack` allocates for a quantized matrix that lies in panels already: factors, and absmaxes for a while."""
+    out, width = matrix.shape
+    if not isinstance(matrix, NF4Matrix):
+        return 4 * _full(out, WIDTHS["int8"])
+    blocks = width // matrix.blocksize
+    return 4 * blocks * (_full(out, _WIDTH_OF_WORDS) + out * isinstance(matrix.absmax, NestedAbsmax))
 
-    uint8 [out, in / 2] -> int32 [out, in / 8]
-    """
-    return _exchanged(packed).view("<i4")
+
+def _full(out: int, width: int) -> int:
+    return -(-out // width) * width
 
 
-def _exchanged(packed: np.ndarray) -> np.ndarray:
-    return packed << 4 | packed >> 4
+class _Writeable:
+    """An array that claims to be writeable.  For others kernels would be compiled once more; none writes to weights."""
+
+    def __init__(self, array: np.ndarray):
+        self._array = array  # so that the memory stays
+        shown = array.__array_interface__
+        self.__array_interface__ = {**shown, "data": (shown["data"][0], False)}
+
+
+def _mapped(matrix: PanelMatrix | PanelBytes) -> np.ndarray:
+    """The panels where they lie."""
+    panels = matrix.panels
+    name = matrix.dtype.name
+    return np.asarray(_Writeable(panels.view(_PANEL_DTYPES.get(name, panels.dtype))))
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -187,7 +173,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def _pack(matrix: np.ndarray, pool: Pool, width: int | None = None) -> np.ndarray:
     """[out, in] -> panels [n, in, width] of the same numbers.  Raises: CheckpointValueError for NaN or infinity."""
     dtype, (out, length) = matrix.dtype, matrix.shape
-    width = width or _WIDTHS[dtype.itemsize]
+    width = width or WIDTHS[dtype.name]
     bits = np.dtype(f"u{dtype.itemsize}")
     panels = aligned_empty((-(-out // width), length, width), bits)
     wrong = np.zeros(len(panels), np.bool_)
@@ -241,9 +227,3 @@ def _holds(bits, exponent):
 @njit(nogil=True, cache=True)
 def _make_panels(pool, matrix, exponent, panels, wrong):
     parallel(pool, _pack_panels, (matrix, exponent, panels, wrong))
-
-
-def _unpack(panels: np.ndarray, out: int) -> np.ndarray:
-    """Panels -> [out, in] of the same numbers."""
-    count, length, width = panels.shape
-    return np.ascontiguousarray(panels.transpose(0, 2, 1).reshape(count * width, length)[:out])

@@ -15,10 +15,14 @@ from refimpl.hub_errors import ABSENT, NOT_CACHED, OFFLINE_HINT
 
 INDEX_END = ".index.json"
 
+#: Files in which matrices lie in panels (see `panel_file.py`): copies for one's own use, looked for in folders only.
+PACKED_FILES = ("packed.safetensors", "packed.safetensors" + INDEX_END)
+
 #: What may hold the weights of a model, the first that is there is taken; an index names the files that do.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors" + INDEX_END,
+    *PACKED_FILES,
     "pytorch_model.bin",
     "pytorch_model.bin" + INDEX_END,
 )
@@ -40,6 +44,8 @@ def find_weights(name_or_path: str | os.PathLike[str], **hub_options: Any) -> Pa
     files = ModelFiles(name_or_path, **hub_options)
     incomplete: MissingFileError | None = None
     for name in WEIGHT_FILES:
+        if name in PACKED_FILES and files.folder is None:
+            continue
         path = files.find(name)
         if path is None:
             continue
@@ -77,7 +83,7 @@ _OTHERS = [
         "Use the repository from which they were converted.",
     ),
     (
-        r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)",
+        r"(model|packed|pytorch_model)-\d+-of-\d+\.(safetensors|bin)",
         "a part of the weights, without the index that goes with it",
         "Add the file whose name ends in .index.json.",
     ),
@@ -167,7 +173,8 @@ _OTHER_BEGINNINGS = {
 def open_weights(path: str | os.PathLike[str], mmap: bool = True) -> WeightFile:
     """The tensors of a weight file, or of the files that an index names, read as what their content is.
 
-    A file whose name says that it is something else is refused; nothing is ever tried in a second way.
+    A file whose name says that it is something else is refused; nothing is ever tried in a second way. Matrices in
+    panels are shown as matrices (see `panel_file.py`).
 
     Args:
         path: a file; `find_weights` finds it in a folder or a repository.
@@ -176,7 +183,9 @@ def open_weights(path: str | os.PathLike[str], mmap: bool = True) -> WeightFile:
     Raises: MissingFileError, CheckpointFormatError, IncompleteCheckpointError for a truncated file or a
         placeholder; UnsafeCheckpointError for a file in disguise, and for one that asks for more than to be read.
     """
-    return _open(Path(path), mmap, (_SAFETENSORS, _TORCH, _INDEX))
+    from refimpl.checkpoints.panel_file import shown_whole
+
+    return shown_whole(_open(Path(path), mmap, (_SAFETENSORS, _TORCH, _INDEX)), Path(path))
 
 
 def _open(path: Path, mmap: bool, allowed: tuple[str, ...]) -> WeightFile:

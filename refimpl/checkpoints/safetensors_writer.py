@@ -2,7 +2,7 @@
 
 The bytes are those that the `safetensors` package writes for the same tensors: 8 bytes of length, a JSON header that
 names the tensors by falling alignment and then by name, filled up with spaces to a multiple of 8, and the numbers.
-The division into shards is that of transformers.
+The division into shards is that of transformers. Matrices in panels (`panel_file.py`) are our own addition.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ DTYPES = {
     "bool": "BOOL",
 }  # fmt: skip
 
+#: In the metadata of a file: the version of the layout, and of each tensor in panels the shape of the matrix.
+PACKED_KEY, PACKED_VERSION = "refimpl_packed", 1
+CACHE_LINE = 64
+
 _ORDER = list(DTYPES)
 _PIECE_BYTES = 1 << 24
 _MAX_RANK = 8
@@ -43,12 +47,14 @@ class StoredTensor:
     Attributes:
         dtype: in the file. `load` may give another float type, which is then converted piece by piece.
         load: gives the array, of shape `shape`.
+        panels_of: the shape [out, in] of the matrix whose panels these are; None for any other tensor.
     """
 
     name: str
     dtype: np.dtype
     shape: tuple[int, ...]
     load: Callable[[], np.ndarray]
+    panels_of: tuple[int, int] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -59,6 +65,13 @@ class StoredTensor:
 
         Raises: CheckpointValueError for a number that `dtype` cannot hold.
         """
+        for piece in self.numbers():
+            if sys.byteorder == "big":
+                piece = piece.byteswap()
+            yield np.ascontiguousarray(piece).view(np.uint8).data
+
+    def numbers(self) -> Iterator[np.ndarray]:
+        """The numbers row by row in `dtype`, in pieces [n] of bounded size.  Raises: as `pieces`."""
         array = self.load()
         if tuple(array.shape) != self.shape:
             raise SaveError(
@@ -78,9 +91,7 @@ class StoredTensor:
                     raise self._too_large(float(piece[lost][0]), start + int(np.argmax(lost)))
                 with np.errstate(all="ignore"):
                     piece = piece.astype(self.dtype)
-            if sys.byteorder == "big":
-                piece = piece.byteswap()
-            yield np.ascontiguousarray(piece).view(np.uint8).data
+            yield piece
 
     def _lost(self, piece: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
@@ -117,7 +128,9 @@ def header(tensors: Iterable[StoredTensor], metadata: Mapping[str, str] | None =
 
     Raises: InputError when there is so much of it that no reader accepts it.
     """
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    tensors = list(tensors)
+    metadata = {**(metadata or {}), **_panel_metadata(tensors)}
+    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for tensor in in_file_order(tensors):
         end = offset + tensor.nbytes
@@ -128,7 +141,8 @@ def header(tensors: Iterable[StoredTensor], metadata: Mapping[str, str] | None =
         }
         offset = end
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
+    # Panels are read in whole cache lines; every one of them is a multiple of such a line.
+    text += b" " * (-(8 + len(text)) % (CACHE_LINE if PACKED_KEY in entries.get("__metadata__", {}) else 8))
     if len(entries) > MAX_TENSORS or len(text) > HEADER_BYTES:
         raise InputError(
             "more tensors or metadata than readers accept in one file",
@@ -138,9 +152,26 @@ def header(tensors: Iterable[StoredTensor], metadata: Mapping[str, str] | None =
     return len(text).to_bytes(8, "little") + text
 
 
+def _panel_metadata(tensors: list[StoredTensor]) -> dict[str, str]:
+    """What a file says of its panels: docs/spec/checkpoints.md."""
+    shapes = {tensor.name: list(tensor.panels_of) for tensor in tensors if tensor.panels_of is not None}
+    if not shapes:
+        return {}
+    text = json.dumps({"version": PACKED_VERSION, "shapes": shapes}, separators=(",", ":"))
+    # Versions of transformers that look at "format" refuse such a file under any name.
+    return {"format": PACKED_KEY, PACKED_KEY: text}
+
+
 def in_file_order(tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
-    """As the package arranges them, so that every tensor is aligned to the size of its numbers."""
-    return sorted(tensors, key=lambda tensor: (_ORDER.index(tensor.dtype.name), tensor.name.encode("utf-8")))
+    """As the package arranges them, so that every tensor is aligned to the size of its numbers; panels come first."""
+    return sorted(
+        tensors,
+        key=lambda tensor: (
+            tensor.panels_of is None,
+            _ORDER.index(tensor.dtype.name),
+            tensor.name.encode("utf-8"),
+        ),
+    )
 
 
 def split_into_shards(
@@ -149,10 +180,12 @@ def split_into_shards(
     """{file name: its tensors}, in order: one file, or several of at most `max_shard_size` bytes of numbers.
 
     As in transformers: a file is filled in the order of the tensors until the next one does not fit, and
-    a tensor that is larger than a file may be is one of its own.
+    a tensor that is larger than a file may be is one of its own. Files with panels have names of their own, under which
+    no other program looks for weights.
     Raises: InputError.
     """
-    limit = size_in_bytes(max_shard_size)
+    tensors, limit = list(tensors), size_in_bytes(max_shard_size)
+    stem = "packed" if any(tensor.panels_of is not None for tensor in tensors) else "model"
     shards: list[list[StoredTensor]] = []
     current: list[StoredTensor] = []
     size = 0
@@ -175,9 +208,9 @@ def split_into_shards(
             allowed=f"at most {MAX_SHARDS} files",
         )
     if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
+        return {f"{stem}.safetensors": shards[0]}
     return {
-        f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard
+        f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors": shard
         for number, shard in enumerate(shards, 1)
     }
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from refimpl.backends import to_dtype
 from refimpl.backends.quantized import NestedAbsmax, NF4Matrix, QuantizedMatrix
+from refimpl.checkpoints.locate import INDEX_END
 from refimpl.checkpoints.safetensors_writer import (
     StoredTensor,
     check_tensor,
@@ -35,9 +36,7 @@ from refimpl.generation.config import GENERATION_CONFIG_NAME
 from refimpl.quantization import BitsAndBytesConfig
 from refimpl.quantized_files import stored_tensors
 
-INDEX_NAME = "model.safetensors.index.json"
-
-_WEIGHTS = re.compile(r"model\.safetensors(\.index\.json)?|model-[0-9]{5}-of-[0-9]{5}\.safetensors")
+_WEIGHTS = re.compile(r"(model|packed)(\.safetensors(\.index\.json)?|-[0-9]{5}-of-[0-9]{5}\.safetensors)")
 
 _LAYER = re.compile(r"layers\.[0-9]+\.")
 
@@ -146,9 +145,11 @@ def write_weights(
     with bar:
         for name, shard in shards.items():
             new.write(name, _file(heads[name], in_file_order(shard), bar))
-    if index:
-        new.write(INDEX_NAME, [index])
-    return [*shards, INDEX_NAME] if index else list(shards)
+    if not index:
+        return list(shards)
+    index_name = f"{next(iter(shards)).partition('-')[0]}.safetensors{INDEX_END}"
+    new.write(index_name, [index])
+    return [*shards, index_name]
 
 
 def _file(head: bytes, tensors: list[StoredTensor], bar: Any) -> Iterator[bytes | memoryview]:
@@ -209,7 +210,7 @@ def _given_tensors(tensors: Mapping[str, Any]) -> list[StoredTensor]:
 
 def stored_as(name: str, dtype: Any, shape: Any, source: Mapping[str, Any]) -> StoredTensor:
     """The tensor `source[name]`, which is asked for when it is written, in `dtype`."""
-    return StoredTensor(name, to_dtype(dtype.name), tuple(shape), partial(source.__getitem__, name))
+    return StoredTensor(name, to_dtype(dtype.name), tuple(shape), lambda: np.asarray(source[name]))
 
 
 def without_tied_head(tensors: Mapping[str, Any]) -> dict[str, Any]:

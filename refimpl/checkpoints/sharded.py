@@ -180,6 +180,10 @@ class ShardedFiles(WeightFile):
         self._report_total_size()
         self._report_other_shards(folder)
 
+    @property
+    def parts(self) -> list[WeightFile]:
+        return list(self._files.values())
+
     def __getitem__(self, name: str) -> np.ndarray:
         return self._file_of(name)[name]
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from mmap import ACCESS_READ
 from mmap import mmap as map_file
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
@@ -43,6 +44,13 @@ class WeightFile(Mapping[str, np.ndarray]):
 
     #: The files that hold the numbers, in order.
     paths: list[Path]
+    #: Texts that a file holds beside its tensors.
+    metadata: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def parts(self) -> list[WeightFile]:
+        """The files one by one."""
+        return [self]
 
     def shape(self, name: str) -> tuple[int, ...]:
         raise NotImplementedError

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refimpl.cli import common, terminal
-from refimpl.errors import InputError, quote
+from refimpl.cli.stopping import StopOnSignal
+from refimpl.errors import EngineError, InputError, MissingFileError, quote
 
 if TYPE_CHECKING:
     from refimpl.conformance.results import Result
@@ -34,10 +35,14 @@ def parser(prog: str) -> common.Parser:
         prog,
         examples,
         "Run an engine over the suite of cases, and say where it departs and which mistake that is.\n"
-        "Exit code: 0 all is right, 1 a case failed (or none was measured), 2 the call or the suite is wrong.",
+        "Exit code: 0 all is right, 1 a case failed (or none was measured), 2 the call, the suite or the start\n"
+        "of the engine is wrong, 130 interrupted (Ctrl-C; 143: SIGTERM).",
     )
     made.add_argument(
-        "action", choices=("run", "export"), help="run an engine; or write the suite as one archive"
+        "action",
+        choices=("run", "export"),
+        metavar="{run,export}",
+        help="run an engine; or write the suite as one archive",
     )
     made.add_argument("folder", nargs="?", metavar="DIR", help="export: where the archive goes")
     made.add_argument(
@@ -71,9 +76,15 @@ def parser(prog: str) -> common.Parser:
         "--timeout", type=_seconds, default=60.0, metavar="S", help="seconds for one case (default 60)"
     )
     how.add_argument(
+        "--start-timeout", type=_seconds, default=30.0, metavar="S",
+        help="seconds until the engine has answered the handshake (default 30)",
+    )  # fmt: skip
+    how.add_argument(
         "--jobs", type=_count, default=1, metavar="N", help="so many processes at once (default 1)"
     )
-    how.add_argument("--resume", metavar="FILE", help="log every result there; go on where the log ends")
+    how.add_argument(
+        "--resume", metavar="FILE", help="log every result there; what passed in it is not asked again"
+    )
     out = made.add_argument_group("what is written")
     out.add_argument(
         "--json", metavar="FILE", help="all results as JSON; -: standard output, in place of the table"
@@ -83,17 +94,27 @@ def parser(prog: str) -> common.Parser:
     out.add_argument(
         "--trained-model", action="store_true", help="export: with the trained model (17 MB more)"
     )
+    out.add_argument("--all", action="store_true", help="show all failures, not only the first 20")
     out.add_argument("-q", "--quiet", action="store_true", help="no table and no progress, only the verdict")
     return made
 
 
 def run(args: argparse.Namespace) -> int:
     """Returns: the exit code."""
-    if args.action == "export":
-        return _export(args)
-    if args.folder is not None:
-        raise InputError(f"unrecognized arguments: {args.folder}", hint="See: refimpl conform --help")
-    return _run(args)
+    try:
+        if args.action == "export":
+            return _export(args)
+        if args.folder is not None:
+            raise InputError(f"unrecognized arguments: {args.folder}", hint="See: refimpl conform --help")
+        return _run(args)
+    except MissingFileError as error:
+        error.exit_code = 2  # every file that can be missing is one that the call names
+        raise
+    except EngineError as error:
+        for name in ("stdout", "stderr"):
+            for line in getattr(error, name, ())[-10:]:
+                terminal.note(f"{name} of the engine: {line}")
+        raise
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -117,7 +138,7 @@ def _run(args: argparse.Namespace) -> int:
     from refimpl.conformance.suite import Suite
 
     command = None if args.list else _command(args)
-    with Suite(args.suite) as suite:
+    with StopOnSignal() as stopping, Suite(args.suite) as suite:
         cases = select(suite, args.include, args.exclude, args.level)
         if args.list:
             terminal.write("".join(f"{case['id']}\n" for case in cases))
@@ -125,8 +146,12 @@ def _run(args: argparse.Namespace) -> int:
         xfail = read_xfail(args.xfail, suite.cases) if args.xfail is not None else {}
         for path in (args.json, args.junit, args.markdown):
             _check_target(path)
-        measured = _measure(args, suite, cases, command, xfail)
-        return _report(args, suite, measured)
+        try:
+            measured = _measure(args, suite, cases, command, xfail, stopping)
+        except KeyboardInterrupt:
+            terminal.note("interrupted before the engine had answered: nothing was measured")
+            return stopping.exit_code
+        return _report(args, suite, measured, stopping)
 
 
 def _measure(
@@ -135,6 +160,7 @@ def _measure(
     cases: list[Case],
     command: list[str] | None,
     xfail: dict[str, str],
+    stopping: StopOnSignal,
 ) -> Run:
     from refimpl.conformance.log import ResultLog
     from refimpl.conformance.process import Limits
@@ -143,45 +169,63 @@ def _measure(
     with _Progress(len(cases), args.quiet) as progress, ExitStack() as stack:
         if command is None:
             return run_offline(
-                suite, cases, args.from_dir, dtype=args.dtype, xfail=xfail, on_result=progress.add
-            )
+                suite, cases, args.from_dir, dtype=args.dtype, xfail=xfail, on_result=progress.add,
+                stop=stopping.event,
+            )  # fmt: skip
         log = stack.enter_context(ResultLog(args.resume)) if args.resume is not None else None
         return run_engine(
             suite,
             cases,
             command,
-            limits=Limits(seconds=args.timeout, start_seconds=max(args.timeout, 120.0)),
+            limits=Limits(seconds=args.timeout, start_seconds=args.start_timeout),
             jobs=args.jobs,
             xfail=xfail,
             log=log,
             on_result=progress.add,
+            stop=stopping.event,
+            on_wait=None if args.quiet else terminal.note,
         )
 
 
-def _report(args: argparse.Namespace, suite: Suite, measured: Run) -> int:
+def _report(args: argparse.Namespace, suite: Suite, measured: Run, stopping: StopOnSignal) -> int:
+    """Write what came of a run.  One that was stopped is no measure: it gets no scorecard and no XML."""
     import json
 
     from refimpl.conformance.reports import as_json, as_junit, today
-    from refimpl.conformance.scorecard import as_markdown, as_text, verdict
+    from refimpl.conformance.scorecard import SHOWN_FAILURES, as_markdown, as_text, verdict
     from refimpl.conformance.summary import exit_code
     from refimpl.files import write_atomically
 
     date = today()
-    if args.junit is not None:
+    code = stopping.exit_code if measured.stopped else exit_code(measured.results)
+    if args.junit is not None and not measured.stopped:
         write_atomically(args.junit, as_junit(suite, measured))
-    if args.markdown is not None:
+    if args.markdown is not None and not measured.stopped:
         write_atomically(args.markdown, as_markdown(suite, measured, date, _shown_command(args)))
     if args.json is not None:
-        report = as_json(suite, measured, date)
+        report = as_json(suite, measured, date, code)
         if args.json == "-":
             terminal.write_json(report)
         else:
             write_atomically(args.json, json.dumps(report, ensure_ascii=True, indent=1) + "\n")
     if args.json != "-":
-        terminal.write(verdict(measured) + "\n" if args.quiet else as_text(suite, measured))
+        shown = None if args.all else SHOWN_FAILURES
+        terminal.write(verdict(measured) + "\n" if args.quiet else as_text(suite, measured, shown))
     elif not args.quiet:
         terminal.note(verdict(measured))
-    return exit_code(measured.results)
+    if measured.stopped:
+        _say_how_to_go_on(args)
+    return code
+
+
+def _say_how_to_go_on(args: argparse.Namespace) -> None:
+    unwritten = [path for path in (args.markdown, args.junit) if path is not None]
+    if unwritten:
+        terminal.note(f"not written, because the run is not whole: {', '.join(unwritten)}")
+    if args.resume is not None:
+        terminal.note(f"go on with: --resume {shlex.quote(args.resume)}")
+    elif args.from_dir is None:
+        terminal.note("with --resume FILE a run can be taken up again")
 
 
 def _command(args: argparse.Namespace) -> list[str] | None:
@@ -270,16 +314,22 @@ class _Progress:
 
 
 def _seconds(text: str) -> float:
-    """A positive number for argparse, which reports the ValueError itself."""
-    number = float(text)
+    """A positive number, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
     if not 0 < number < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
+        raise argparse.ArgumentTypeError(f"{quote(text)} is not a number of seconds")
     return number
 
 
 def _count(text: str) -> int:
-    """A whole number from 1 on for argparse, which reports the ValueError itself."""
-    number = int(text)
+    """A whole number from 1 on, for argparse."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
     if not 1 <= number <= 256:
-        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 256")
+        raise argparse.ArgumentTypeError(f"{quote(text)} is not a whole number from 1 to 256")
     return number

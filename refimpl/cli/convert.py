@@ -32,6 +32,7 @@ def parser(prog: str) -> common.Parser:
         f"{prog} old_model new_model",
         f"{prog} EleutherAI/pythia-160m pythia --dtype bfloat16",
         f"{prog} my_model my_model_in_parts --max-shard-size 500MB",
+        f"{prog} my_model my_model_packed --packed",
     )
     made = common.Parser(
         prog, examples, "Write a model as safetensors. Config, tokenizer and generation settings go with it."
@@ -74,6 +75,7 @@ def convert(source: str, target: Path, args: argparse.Namespace) -> dict[str, An
     """
     from refimpl.auto import AutoConfig
     from refimpl.checkpoints.locate import WEIGHT_FILES, open_weights
+    from refimpl.checkpoints.panel_file import in_panels
     from refimpl.checkpoints.saving import write_weights
     from refimpl.config_base import CONFIG_NAME
 
@@ -81,6 +83,8 @@ def convert(source: str, target: Path, args: argparse.Namespace) -> dict[str, An
     paths = {path.name: path for path in files}
     weights = open_weights(next(paths[name] for name in WEIGHT_FILES if name in paths))
     tensors, left_out = planned(weights, args.dtype, AutoConfig.from_pretrained(paths[CONFIG_NAME].parent))
+    if args.packed:
+        tensors = in_panels(tensors)
     config = _config(paths[CONFIG_NAME], args.dtype)
     with rewritten_model(target, paths, config) as (new, small):
         names = write_weights(
@@ -97,6 +101,7 @@ def convert(source: str, target: Path, args: argparse.Namespace) -> dict[str, An
         "tensors": len(tensors),
         "bytes": sum(tensor.nbytes for tensor in tensors),
         "dtypes": sorted({tensor.dtype.name for tensor in tensors}),
+        "packed": args.packed,
         "left_out": len(left_out),
         "commit": commit,
         "tokenizer_error": tokenizer_error,

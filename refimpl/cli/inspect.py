@@ -87,6 +87,7 @@ def _describe_weights(
     """Parameters, and the bytes they take once they are loaded with these options."""
     from refimpl.auto import class_by_architecture
     from refimpl.backends import get_backend
+    from refimpl.checkpoints.panel_file import PanelFile
 
     dtype = None if args.dtype == "auto" else args.dtype
     backend = get_backend("auto", dtype=dtype)
@@ -109,6 +110,7 @@ def _describe_weights(
             "tensors": len(tensors),
             "bytes": tensors.nbytes,
             "dtypes": dict(in_file),
+            "packed": len(tensors.packed) if isinstance(tensors, PanelFile) else 0,
         },
         "files": [{"name": part.name, "bytes": part.stat().st_size} for part in tensors.paths],
         "bytes_by_weight_dtype": {
@@ -213,7 +215,8 @@ def as_text(report: dict[str, Any]) -> str:
         ["parameters", f"{report['parameters']:,}"],
         [
             "weights",
-            f"{file['name']}: {file['tensors']} tensors, {size(file['bytes'])}, {', '.join(file['dtypes'])}",
+            f"{file['name']}: {file['tensors']} tensors, {size(file['bytes'])}, {', '.join(file['dtypes'])}"
+            + (f"; {file['packed']} matrices packed" if file["packed"] else ""),
         ],
         ["head", _head(report)],
         ["context", f"{report['context']:,} tokens"],

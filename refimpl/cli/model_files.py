@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from refimpl.hub import ModelFiles
     from refimpl.tokenizer.base import PreTrainedTokenizer
 
-_PART = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
+_PART = re.compile(r"(model|packed|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
 
 
 # --- what is needed ----------------------------------------------------------------------------------

@@ -26,6 +26,11 @@ def add_writing_options(made: common.Parser) -> None:
         metavar="SIZE",
         help="the largest size of a file: 500MB, 5GB, or a number of bytes (default: 5GB)",
     )
+    made.add_argument(
+        "--packed",
+        action="store_true",
+        help="in the order in which compiled products read matrices: later starts map them. For refimpl only",
+    )
     made.add_argument("--force", action="store_true", help="replace the model that is there already")
     common.add_hub_options(made)
     common.add_output_options(made)

@@ -113,6 +113,8 @@ def quantize(source: str, target: Path, args: argparse.Namespace) -> dict[str, A
     config = _config(paths[CONFIG_NAME], quantization)
     with rewritten_model(target, paths, config) as (new, small), _pool() as pool:
         plan = _Plan.of(source, dense, quantization, pool, shown)
+        if args.packed:
+            plan = plan.packed()
         names = write_weights(
             new,
             plan.computed_ahead(pool, args.max_shard_size),
@@ -129,6 +131,7 @@ def quantize(source: str, target: Path, args: argparse.Namespace) -> dict[str, A
         "tensors": len(plan.tensors),
         "bytes_before": sum(tensor.nbytes for tensor in dense),
         "bytes": sum(tensor.nbytes for tensor in plan.tensors),
+        "packed": args.packed,
         "left_out": len(left_out),
         "commit": commit,
         "tokenizer_error": tokenizer_error,
@@ -235,6 +238,14 @@ class _Plan:
             load = computed.get(part, _constant(array))
             self.tensors.append(StoredTensor(part, array.dtype, array.shape, load))
         self.computed |= set(computed)
+
+    def packed(self) -> _Plan:
+        """The same matrices in panels, and those that are not quantized too."""
+        from refimpl.checkpoints.panel_file import in_panels
+
+        tensors = in_panels(self.tensors)
+        made = {tensor.name for tensor in tensors if tensor.panels_of is not None}
+        return _Plan(tensors, made | self.computed, self.matrices)
 
     def computed_ahead(self, pool: ThreadPoolExecutor, max_shard_size: int) -> list[StoredTensor]:
         """The tensors, of which other threads compute the next ones while one is written."""

@@ -8,6 +8,7 @@ from typing import IO, Any
 
 from refimpl.conformance.results import Result
 from refimpl.errors import InputError, SaveError, quote
+from refimpl.files import write_atomically
 
 _KIND = "refimpl conform log"
 
@@ -32,7 +33,10 @@ class ResultLog:
     def begin(self, suite: dict[str, Any], engine: dict[str, Any]) -> dict[str, Result]:
         """Open the log for a run of this engine over this suite.
 
-        Returns: the results that it holds already, by id.
+        What did not pass is taken out of it, to be asked again: an engine may have been repaired and kept its version,
+        and a slow machine may be idle now.
+
+        Returns: the cases that it holds as passed, by id.
         Raises: InputError when it is the log of another run, or no log; SaveError when it cannot be written.
         """
         head = {"log": _KIND, "suite": suite, "engine": engine}
@@ -45,23 +49,19 @@ class ResultLog:
                     found=quote(lines[0]),
                     hint="Name another file with --resume, or remove this one.",
                 )
-            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
+            done = {line["id"]: line for line in lines[1:] if line.get("status") == "pass"}
+            write_atomically(self.path, "".join(_as_line(entry) for entry in (head, *done.values())))
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
+            if isinstance(error, SaveError):
+                raise
             raise SaveError(f"the log cannot be written ({error.strerror})", where=str(self.path)) from error
-        done = {}
-        self._line(head)
-        for line in lines[1:]:
-            self._line(line)
-            done[line["id"]] = Result.from_json(line)
-        return done
+        return {name: Result.from_json(line) for name, line in done.items()}
 
     def write(self, result: Result) -> None:
         """Add a result."""
-        self._line(result.to_json())
-
-    def _line(self, entry: dict[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self._file.write(_as_line(result.to_json()))
         self._file.flush()
 
     def _lines(self) -> list[dict[str, Any]]:
@@ -80,3 +80,7 @@ class ResultLog:
                 raise InputError("the file is no log of a run", where=str(self.path), found=quote(text))
             lines.append(line)
         return lines
+
+
+def _as_line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, ensure_ascii=True) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,13 +61,16 @@ def name_mistakes(
     found: Mapping[str, np.ndarray],
     yardsticks: Mapping[str, Yardstick],
     first: str,
+    deadline: float | None = None,
 ) -> Named | None:
     """The mistakes that explain `found` from its first departing step on; None where none does.
 
     model: in float64 on the NumPy backend.
-    found: what is to be explained, by name; a shape that the right model does not give must be explained too.
+    found: what is to be explained, by name; a shape that the right model does not give must be explained too.  Of
+        heads that are rotated in part it may have the rotated dimensions alone.
     yardsticks: of the right model, for the same names.
     first: the first step that departs; a variant that does not explain it is none.
+    deadline: after this time (of `time.monotonic`) no more variants are computed.
     """
     known: list[str] = []
     best: list[tuple[list[str], _Fit]] = []
@@ -74,7 +78,7 @@ def name_mistakes(
         tried = [
             ([*known, name], _fit(model, calls, [*known, name], found, yardsticks))
             for name in VARIANTS
-            if name not in known
+            if name not in known and (deadline is None or time.monotonic() < deadline)
         ]
         needed = best[0][1].explained + 1 if best else 1
         fits = [
@@ -124,6 +128,7 @@ def _fit(
     def receive(name: str, array: np.ndarray) -> None:
         if name not in found:
             return
+        array = _part(name, array, found[name])
         error = _agreement(array, found[name], yardsticks[name], rounds)
         if error is None:
             raise _Differs
@@ -139,6 +144,12 @@ def _fit(
     except (_Differs, RefimplError):
         pass
     return fit
+
+
+def _part(name: str, variant: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """What was given of each head, where that is only what was rotated."""
+    rotated = steps.split_call(name)[0].endswith("_rotated")
+    return variant[..., : found.shape[-1]] if rotated and found.ndim == variant.ndim else variant
 
 
 def _agreement(variant: np.ndarray, found: np.ndarray, yardstick: Yardstick, rounds: bool) -> float | None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from refimpl.checkpoints.safetensors_file import SafetensorsFile
 from refimpl.conformance.case_judge import judge, result_of
+from refimpl.conformance.live_naming import LiveNames
 from refimpl.conformance.protocol import DTYPES, PROTOCOL, Capabilities, inline, read_capabilities
 from refimpl.conformance.requests import wanted_outputs
 from refimpl.conformance.results import Result
@@ -44,15 +45,15 @@ class OfflineOutputs:
         self.engine = self._engine(dtype)
         self._refuse_strays()
 
-    def result(self, case: Case) -> Result:
-        """What came of a case."""
+    def result(self, case: Case, names: LiveNames | None = None) -> Result:
+        """What came of a case; `names`: what names a mistake."""
         try:
             answer = self._answer(case)
         except (RefimplError, OSError, ValueError, EOFError) as error:
             return result_of(case, "invalid", str(error)[:400])
         if answer is None:
             return result_of(case, "unsupported", "there is no file of it")
-        return judge(self._suite, case, answer, self.engine)
+        return judge(self._suite, case, answer, self.engine, names=names)
 
     def _engine(self, dtype: str | None) -> Capabilities:
         path = self._folder / ENGINE_FILE

@@ -14,9 +14,10 @@ from refimpl.auto import class_by_architecture
 from refimpl.backends import get_backend
 from refimpl.backends.mask import AttentionMask
 from refimpl.backends.quantized import Int8Matrix, NestedAbsmax, NF4Matrix, quantize_int8, quantize_nf4
-from refimpl.config import GPTNeoXConfig, GPTNeoXJapaneseConfig
 from refimpl.conformance.our_layers import inside
 from refimpl.conformance.our_tokenizers import OurTokenizers
+from refimpl.conformance.protocol import INTERNAL
+from refimpl.conformance.wrong_operations import rotary_config
 from refimpl.errors import (
     BackendError,
     CheckpointMismatchError,
@@ -97,8 +98,8 @@ class OurEngine:
         except BackendError as error:
             return {"unsupported": str(error)}  # a package that an extra installs is not there
         except RefimplError as error:
-            kind = next((kind for cls, kind in _KINDS if isinstance(error, cls)), type(error).__name__)
-            return {"error": {"kind": kind, "message": str(error)}}
+            kind = next((kind for cls, kind in _KINDS if isinstance(error, cls)), INTERNAL)
+            return {"error": {"kind": kind, "message": f"{type(error).__name__}: {error}"}}
         wanted = set(request["outputs"])
         return {"outputs": {name: value for name, value in outputs.items() if name in wanted}}
 
@@ -124,7 +125,7 @@ class OurEngine:
         return {"y": refimpl.to_numpy(self._ops.activation(given["x"], arguments["name"], parameters))}
 
     def _rotary_tables(self, request: Request) -> Outputs:
-        tables = RotaryEmbedding(self._ops, _rotary_config(request["arguments"]))
+        tables = RotaryEmbedding(self._ops, rotary_config(request["arguments"]))
         cos, sin = tables(self._given(request)["position_ids"])
         return {"cos": refimpl.to_numpy(cos), "sin": refimpl.to_numpy(sin)}
 
@@ -220,15 +221,6 @@ class OurEngine:
     def _layers(self, request: Request) -> Outputs:
         # A model of its own: its parts are watched.
         return inside(self._load(request["model"]), request["tensors"], request["outputs"])
-
-
-def _rotary_config(arguments: dict[str, Any]) -> Any:
-    shape = {"hidden_size": 2 * arguments["head_dim"], "num_attention_heads": 2}
-    if "rope_parameters" in arguments:
-        more = {name: arguments[name] for name in ("rope_parameters", "max_position_embeddings")}
-        return GPTNeoXConfig(**shape, **more)
-    spelt = {name: arguments[name] for name in ("rotary_pct", "rotary_emb_base")}
-    return GPTNeoXJapaneseConfig(**shape, **spelt)
 
 
 def _bits(values: Any) -> np.ndarray:

@@ -31,7 +31,10 @@ DTYPES = {
 #: What an engine may compute in: the suite has tolerances for these.
 COMPUTED_IN = ("float32", "float64")
 
+#: What a refusal may be about.
 ERROR_KINDS = ("input", "config", "checkpoint", "tokenizer_file", "text")
+#: The engine failed by itself: never what a case wants.
+INTERNAL = "internal"
 
 _CLASSES = ("levels", "operations", "features", "outputs")
 _MAX_RANK = 8
@@ -95,10 +98,12 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 def read_capabilities(answer: Mapping[str, Any]) -> Capabilities:
     """The handshake's answer.  Raises: EngineError that says what is wrong with it."""
-    if answer.get("protocol") != PROTOCOL:
+    if "protocol" not in answer:
+        raise EngineError('"protocol" is missing in the handshake', allowed=f'"protocol": {PROTOCOL}')
+    if answer["protocol"] != PROTOCOL:
         raise EngineError(
             "the engine speaks another version of the protocol",
-            found=quote(answer.get("protocol")),
+            found=quote(answer["protocol"]),
             allowed=f'"protocol": {PROTOCOL}',
         )
     given: dict[str, str] = {}
@@ -111,10 +116,13 @@ def read_capabilities(answer: Mapping[str, Any]) -> Capabilities:
     ):
         value = answer.get(key, default)
         if not isinstance(value, str) or (allowed is not None and value not in allowed):
+            text = f'a text: "{value}", in quotes' if isinstance(value, int | float) else "a text"
             raise EngineError(
-                f"the handshake has a wrong {key}",
-                found=quote(value),
-                allowed=", ".join(allowed or ("a text",)),
+                f"the handshake has a wrong {key}"
+                if key in answer
+                else f'"{key}" is missing in the handshake',
+                found=quote(value) if key in answer else None,
+                allowed=", ".join(allowed or (text,)),
             )
         given[key] = value
     details = answer.get("details", {})
@@ -190,7 +198,10 @@ def _from_file(value: dict[str, Any], scratch: Path | None) -> np.ndarray:
 
 
 def _from_json(value: dict[str, Any]) -> np.ndarray:
-    dtype, shape, data = (value.get(key) for key in ("dtype", "shape", "data"))
+    for key in ("dtype", "shape", "data"):
+        if key not in value:
+            raise ProtocolError(f'"{key}" is missing', allowed='{"dtype": ..., "shape": [...], "data": ...}')
+    dtype, shape, data = (value[key] for key in ("dtype", "shape", "data"))
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ProtocolError("unknown dtype", found=quote(dtype), allowed=", ".join(DTYPES))
     if (

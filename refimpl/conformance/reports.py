@@ -21,13 +21,17 @@ def today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-def as_json(suite: Suite, run: Run, date: str) -> dict[str, Any]:
-    """All that is known of a run."""
+def as_json(suite: Suite, run: Run, date: str, code: int | None = None) -> dict[str, Any]:
+    """All that is known of a run.  code: the exit code, where it does not follow from the results."""
     return {
         "suite": suite.identity,
         "engine": run.engine.identity,
         "date": date,
-        "exit_code": exit_code(run.results),
+        "exit_code": exit_code(run.results) if code is None else code,
+        "interrupted": run.stopped,
+        "cases": run.asked_for,
+        "taken_from_log": run.taken,
+        "notes": run.notes,
         "counts": count(run.results),
         "mistakes": {entry.mistake: entry.cases for entry in explained(run.results)},
         "results": [result.to_json() for result in run.results],

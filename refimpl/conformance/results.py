@@ -37,15 +37,29 @@ class Judged:
 
 @dataclass
 class Named:
-    """A recorded mistake that an output matches: `distance` from what the mistake gives, None where it is equal."""
+    """A mistake that an output matches.
+
+    Attributes: `distance` from what the mistake gives, None where it is equal; `computed`: what it gives was computed
+        here, from the inputs of the case; else it is recorded in the suite; `partly`: what of the other outputs it
+        explains, "" where all; `share`: how much of the departure it explains, where something else is off too.
+    """
 
     mistake: str
     output: str
     distance: float | None = None
+    computed: bool = False
+    partly: str = ""
+    share: float | None = None
 
     def __str__(self) -> str:
-        how = "exactly" if self.distance is None else f"to {self.distance:.1g}"
-        return f"the {self.output} are those of {self.mistake} ({how})"
+        if self.share is not None:
+            return (
+                f"{self.mistake} explains {self.share:.0%} of the departure of {self.output}, not all of it"
+            )
+        said = ["computed here" if self.computed else "recorded"]
+        said.append("exactly" if self.distance is None else f"to {self.distance:.1g}")
+        said += [self.partly] if self.partly else []
+        return f"{self.mistake} gives the same {self.output} ({', '.join(said)})"
 
 
 @dataclass
@@ -54,7 +68,7 @@ class Result:
 
     Attributes:
         outputs: those that were compared; of one that passed only the worst is worth a look.
-        mistakes: recorded mistakes that explain the difference, the nearest first.
+        mistakes: known mistakes that explain the difference, the nearest first.
         not_given: expected outputs that the engine does not have, so that the case was judged in part.
         reason: of an expected failure, from the list of them.
     """
@@ -89,6 +103,10 @@ class Result:
         entry["outputs"] = [
             {key: judged[key] for key in keys[judged["passed"]] if judged[key] is not None}
             for judged in entry["outputs"]
+        ]
+        entry["mistakes"] = [
+            {key: value for key, value in named.items() if value not in (None, "", False)}
+            for named in entry["mistakes"]
         ]
         return {key: value for key, value in entry.items() if value not in (None, [], "")}
 

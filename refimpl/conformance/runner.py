@@ -6,18 +6,19 @@ import queue
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from refimpl.conformance.case_judge import judge, result_of
+from refimpl.conformance.handshake import check_keys, check_names
+from refimpl.conformance.live_naming import LiveNames
 from refimpl.conformance.log import ResultLog
 from refimpl.conformance.process import EngineProcess, Limits, Reply
 from refimpl.conformance.protocol import Capabilities, read_capabilities
 from refimpl.conformance.requests import Requests, hello
 from refimpl.conformance.results import FAILED, Result
 from refimpl.conformance.suite import Case, Suite
-from refimpl.errors import EngineError
+from refimpl.errors import EngineError, shorten
 
 #: An engine that could not be restarted so often in a row is given up.
 GIVE_UP_AFTER = 3
@@ -26,14 +27,28 @@ GIVE_UP_AFTER = 3
 _GROUP = 25
 
 OnResult = Callable[[Result], None]
+OnWait = Callable[[str], None]
 
 
 @dataclass
 class Run:
-    """What was measured: the engine as it described itself, and the results in the order of the suite."""
+    """What was measured.
+
+    Attributes:
+        engine: as it described itself.
+        results: in the order of the cases.
+        asked_for: how many cases there were; more than there are results where the run was stopped.
+        stopped: whether it was.
+        taken: how many results come from the log of an earlier run.
+        notes: what a reader should know beside the results.
+    """
 
     engine: Capabilities
     results: list[Result]
+    asked_for: int
+    stopped: bool = False
+    taken: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 def run_engine(
@@ -47,23 +62,40 @@ def run_engine(
     log: ResultLog | None = None,
     on_result: OnResult | None = None,
     environment: Mapping[str, str] | None = None,
+    stop: threading.Event | None = None,
+    on_wait: OnWait | None = None,
 ) -> Run:
     """Run `cases` on the engine that `command` starts.
 
     What goes wrong in a case is its result; the run goes on.
+
+    stop: once it is set (from a signal handler, say) the run ends, with the results that there are.
+    on_wait: is told once, when the first handshake takes long.
+
     Raises: EngineError when the engine does not start or its first handshake fails; InputError when `log` is that of
-        another engine or suite.
+        another engine or suite; KeyboardInterrupt when `stop` is set before the engine has said who it is.  However it
+        ends, no process of the engine and no file of the run is left.
     """
+    xfail = xfail or {}
     with tempfile.TemporaryDirectory(prefix="refimpl-conform-") as folder:
         session = _Session(
-            suite, command, limits or Limits(), xfail or {}, log, on_result, environment, Path(folder)
-        )
-        first = session.start()
-        done = {} if log is None else log.begin(suite.identity, first.engine.identity)
-        left = [case for case in cases if case["id"] not in done]
-        session.run(left, first, jobs)
-    results = {name: apply_xfail(result, xfail or {}) for name, result in done.items()} | session.results
-    return Run(first.engine, [results[case["id"]] for case in cases if case["id"] in results])
+            suite, command, limits or Limits(), xfail, log, on_result, environment, Path(folder),
+            stop or threading.Event(),
+        )  # fmt: skip
+        try:
+            first = session.start(on_wait)
+            notes = check_names(first.engine, suite)
+            done = {} if log is None else log.begin(suite.identity, first.engine.identity)
+            taken = [case["id"] for case in cases if case["id"] in done]
+            left = [case for case in cases if case["id"] not in done]
+            session.run(left, first, jobs)
+        finally:
+            session.close()
+    results = {name: apply_xfail(done[name], xfail) for name in taken} | session.results
+    found = [results[case["id"]] for case in cases if case["id"] in results]
+    notes += [*session.names.notes(), *not_measured(found, xfail)]
+    stopped = session.was_asked_to_stop() and len(found) < len(cases)
+    return Run(first.engine, found, len(cases), stopped, len(taken), notes)
 
 
 def apply_xfail(result: Result, reasons: Mapping[str, str]) -> Result:
@@ -77,17 +109,22 @@ def apply_xfail(result: Result, reasons: Mapping[str, str]) -> Result:
     return result
 
 
+def not_measured(results: Iterable[Result], xfail: Mapping[str, str]) -> list[str]:
+    """What is to be said of expected failures that were not asked."""
+    names = [result.id for result in results if result.status == "unsupported" and result.id in xfail]
+    if not names:
+        return []
+    cases = "case is" if len(names) == 1 else "cases are"
+    return [f"{len(names)} {cases} expected to fail, and unsupported: {shorten(names, 200)}"]
+
+
 def grouped(cases: Iterable[Case]) -> list[list[Case]]:
-    """Cases of the same model or vocabulary side by side, in groups of bounded size."""
-
-    def model(case: Case) -> str:
-        return str(case.get("model") or case["inputs"].get("vocabulary") or case["operation"])
-
-    groups = []
-    for _, members in groupby(sorted(cases, key=model), key=model):
-        together = list(members)
-        groups += [together[i : i + _GROUP] for i in range(0, len(together), _GROUP)]
-    return groups
+    """Cases of the same model or vocabulary side by side, in groups of bounded size; each where its first case is."""
+    together: dict[str, list[Case]] = {}
+    for case in cases:
+        model = case.get("model") or case["inputs"].get("vocabulary") or case["operation"]
+        together.setdefault(str(model), []).append(case)
+    return [members[i : i + _GROUP] for members in together.values() for i in range(0, len(members), _GROUP)]
 
 
 @dataclass
@@ -109,6 +146,7 @@ class _Session:
         on_result: OnResult | None,
         environment: Mapping[str, str] | None,
         scratch: Path,
+        stop: threading.Event,
     ):
         self.suite, self._command, self._limits, self._xfail = suite, command, limits, xfail
         self._log, self._on_result, self._environment, self._scratch = log, on_result, environment, scratch
@@ -116,40 +154,67 @@ class _Session:
         self.requests = Requests(suite, scratch)
         self.results: dict[str, Result] = {}
         self._lock, self._number = threading.Lock(), 0
-        self._stop = threading.Event()
+        self.names = LiveNames(suite)
+        # `stop` is the caller's; this one is also set when a worker has failed, or everything is done.
+        self._asked_to_stop, self._ended = stop, threading.Event()
+        self._processes: set[EngineProcess] = set()
         self._error: BaseException | None = None
 
-    def start(self) -> _Started:
-        """A new process after its handshake.  Raises: EngineError."""
-        process = EngineProcess(self._command, self._limits, self._environment)
-        reply = process.ask(hello(self.suite, self._scratch), self._limits.start_seconds)
+    def start(self, on_wait: OnWait | None = None) -> _Started:
+        """A new process after its handshake.  Raises: EngineError; KeyboardInterrupt when the run is stopped."""
+        process = self._new_process()
         try:
+            limit = self._limits.start_seconds
+            reply = process.ask(hello(self.suite, self._scratch), limit, on_wait)
+            if reply.failure == "stopped":
+                raise KeyboardInterrupt
             if reply.answer is None:
-                said = "".join(f"\n  {line}" for line in [*reply.noise, *reply.stderr])
-                raise EngineError(f"the engine gave no answer to the handshake: {reply.message}{said}")
+                raise EngineError(
+                    f"the engine gave no answer to the handshake: {reply.message}",
+                    hint="Give it longer with --start-timeout." if reply.failure == "timeout" else None,
+                    stdout=reply.noise,
+                    stderr=reply.stderr,
+                )
+            check_keys(reply.answer)
             return _Started(process, read_capabilities(reply.answer))
         except BaseException:
-            process.close()
+            self.end(process)
             raise
+
+    def _new_process(self) -> EngineProcess:
+        with self._lock:
+            if self.stopped():
+                raise KeyboardInterrupt
+            process = EngineProcess(self._command, self._limits, self._environment, self._asked_to_stop)
+            self._processes.add(process)
+            return process
+
+    def end(self, process: EngineProcess) -> None:
+        """End a process, if it still runs."""
+        process.close()
+        with self._lock:
+            self._processes.discard(process)
+
+    def close(self) -> None:
+        """End every process, and start none any more."""
+        self._ended.set()
+        with self._lock:
+            left = list(self._processes)
+        for process in left:
+            self.end(process)
 
     def run(self, cases: Sequence[Case], first: _Started, jobs: int) -> None:
         """All cases, by `jobs` processes of which `first` is one."""
         work: queue.SimpleQueue[list[Case]] = queue.SimpleQueue()
-        groups = grouped(cases)
-        for group in groups:
+        for group in grouped(cases):
             work.put(group)
         workers = [_Worker(self, work, first.engine, first if i == 0 else None) for i in range(max(1, jobs))]
         threads = [threading.Thread(target=self._guarded, args=(worker,), daemon=True) for worker in workers]
         for thread in threads:
             thread.start()
-        try:
-            for thread in threads:
-                while thread.is_alive():  # in pieces, so that Ctrl-C comes through
-                    thread.join(timeout=0.5)
-        finally:
-            self._stop.set()
-            for worker in workers:
-                worker.close()
+        for thread in threads:
+            while thread.is_alive():  # in pieces, so that Ctrl-C comes through
+                thread.join(timeout=0.5)
         if self._error is not None:
             raise self._error
 
@@ -157,11 +222,20 @@ class _Session:
         try:
             worker.work()
         except BaseException as error:
-            self._error = self._error or error
-            self._stop.set()
+            if not self._asked_to_stop.is_set():
+                self._error = self._error or error
+            self._ended.set()
 
     def stopped(self) -> bool:
-        return self._stop.is_set()
+        """Whether the run is at its end, for whatever reason."""
+        return self._asked_to_stop.is_set() or self._ended.is_set()
+
+    def was_asked_to_stop(self) -> bool:
+        return self._asked_to_stop.is_set()
+
+    def namer(self, case: Case) -> LiveNames | None:
+        """What names a mistake of this case; None where its failure has a reason already."""
+        return None if case["id"] in self._xfail else self.names
 
     def number(self) -> int:
         """A number that no other request has."""
@@ -203,11 +277,10 @@ class _Worker:
             for case in group:
                 if self._session.stopped():
                     return
-                self._session.keep(self._result(case))
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.close()
+                result = self._result(case)
+                if self._session.stopped():  # what a process gives while it is ended is nobody's fault
+                    return
+                self._session.keep(result)
 
     def _result(self, case: Case) -> Result:
         session = self._session
@@ -230,7 +303,8 @@ class _Worker:
         if reply.answer is None:
             result = result_of(case, reply.failure or "crashed", reply.message)
         else:
-            result = judge(session.suite, case, reply.answer, self._engine, session.requests.scratch)
+            scratch = session.requests.scratch
+            result = judge(session.suite, case, reply.answer, self._engine, scratch, session.namer(case))
         session.requests.results(number).unlink(missing_ok=True)
         result.seconds, result.noise = round(seconds + reply.seconds, 4), reply.noise
         if result.failed:
@@ -242,6 +316,7 @@ class _Worker:
         number = self._session.number()
         reply = self._process.ask(self._session.requests.request(case, number, self._engine))
         if reply.failure is not None:
+            self._session.end(self._process)
             self._process = None
         return reply, number
 
@@ -264,6 +339,7 @@ def run_offline(
     dtype: str | None = None,
     xfail: Mapping[str, str] | None = None,
     on_result: OnResult | None = None,
+    stop: threading.Event | None = None,
 ) -> Run:
     """Judge outputs that lie in files already (see `refimpl.conformance.offline`).
 
@@ -272,10 +348,14 @@ def run_offline(
     from refimpl.conformance.offline import OfflineOutputs
 
     outputs = OfflineOutputs(suite, Path(folder), dtype)
-    results = []
+    results, xfail = [], xfail or {}
+    names = LiveNames(suite)
     for case in cases:
-        result = apply_xfail(outputs.result(case), xfail or {})
+        if stop is not None and stop.is_set():
+            break
+        result = apply_xfail(outputs.result(case, None if case["id"] in xfail else names), xfail)
         results.append(result)
         if on_result is not None:
             on_result(result)
-    return Run(outputs.engine, results)
+    notes = [*check_names(outputs.engine, suite), *names.notes(), *not_measured(results, xfail)]
+    return Run(outputs.engine, results, len(cases), len(results) < len(cases), notes=notes)

@@ -22,22 +22,21 @@ from refimpl.conformance.summary import (
 SHOWN_FAILURES = 20
 
 
-def as_text(suite: Suite, run: Run, shown: int = SHOWN_FAILURES) -> str:
-    """A table by level and operation, the failures, and what explains them."""
+def as_text(suite: Suite, run: Run, shown: int | None = SHOWN_FAILURES) -> str:
+    """A table by level and operation, the failures (the first `shown`; None: all), and what explains them."""
     head, rows = rows_by_operation(run.results)
-    parts = [
-        f"{title(run)}, suite {suite.version}\n\n",
-        terminal.table([head, *rows], right=tuple(range(2, len(head)))),
-    ]
+    parts = [f"{title(run)}, suite {suite.version}\n"]
+    parts += [f"note: {terminal.one_line(note)}\n" for note in run.notes]
+    parts += ["\n", terminal.table([head, *rows], right=tuple(range(2, len(head))))]
     failures = [result for result in run.results if result.failed]
     for result in failures[:shown]:
         parts.append("\n" + failure(result))
-    if len(failures) > shown:
-        parts.append(f"\n… and {len(failures) - shown} failures more\n")
+    if shown is not None and len(failures) > shown:
+        parts.append(f"\n… and {len(failures) - shown:,} failures more; --all shows them\n")
     named = explained(result for result in run.results if result.failed)
     if named:
         parts.append("\nOutputs that are those of a known mistake:\n")
-        parts += [f"  {entry}\n" for entry in named]
+        parts += [f"  {entry}\n    {meaning(entry.mistake)}".rstrip() + "\n" for entry in named]
     lacking = in_part(run.results)
     if lacking:
         listed = ", ".join(f"{name} ({number})" for name, number in lacking.items())
@@ -70,11 +69,27 @@ def failure(result: Result) -> str:
 
 
 def verdict(run: Run) -> str:
-    """The last line: whether the run has failed, and the counts."""
+    """The last line: whether the run has failed, the counts, and how many results are from a log."""
     word = "passed" if exit_code(run.results) == 0 else "failed"
     if all(result.status == "unsupported" for result in run.results):
         word = "failed: nothing was measured"
-    return f"{word}: {one_line(run.results)}"
+    if run.stopped:
+        word = f"interrupted after {len(run.results):,} of {run.asked_for:,}"
+    counts = one_line(run.results)
+    taken = f" ({run.taken:,} of them from the log of an earlier run)" if run.taken else ""
+    return (f"{word}: {counts}" if counts else word) + taken
+
+
+def meaning(mistake: str) -> str:
+    """A mistake in words, or "" where the name of the suite has none here."""
+    from refimpl.conformance.variants import VARIANTS
+    from refimpl.conformance.wrong_operations import MEANINGS
+
+    words = []
+    for name in mistake.split(" + "):
+        variant = VARIANTS.get(name)
+        words.append(MEANINGS.get(name, "") if variant is None else variant.what)
+    return "; ".join(word for word in words if word)
 
 
 def as_markdown(suite: Suite, run: Run, date: str, command: str) -> str:

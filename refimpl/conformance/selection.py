@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from refimpl.conformance.suite import LEVELS, Case, Suite
+from refimpl.conformance.suite import LEVELS, OPERATIONS, Case, Suite
 from refimpl.errors import InputError, MissingFileError, SuiteError, quote
 
 
@@ -34,6 +34,7 @@ def select(
 ) -> list[Case]:
     """The cases that fit one of `include` (all, where there is none) and none of `exclude`, of one of `levels`.
 
+    In the order of `OPERATIONS`: operations by themselves first, then whole models.
     Raises: InputError for a name that fits no case and for an unknown level; SuiteError where nothing is left.
     """
     for name in (*include, *exclude):
@@ -51,14 +52,17 @@ def select(
     ]
     if not chosen:
         raise SuiteError("no case is left to run", hint="See `refimpl conform run --list`.")
-    return chosen
+    rank = {operation: place for place, operation in enumerate(OPERATIONS)}
+    return sorted(chosen, key=lambda case: rank.get(case["operation"], len(rank)))
 
 
 def read_xfail(path: str | Path, cases: Iterable[Case]) -> dict[str, str]:
     """Id -> reason of the cases that are known to fail.
 
     The file has an id, or a glob of ids, and after white space the reason, on each line; `#` begins a comment line.
-    Raises: MissingFileError; InputError for a line without a reason, and for one that fits no case of the suite.
+    Of several globs that fit a case the last gives the reason, and its own id before all globs.
+    Raises: MissingFileError; InputError for a line without a reason, for one that fits no case of the suite, and for
+        one that stands there twice.
     """
     cases = list(cases)
     try:
@@ -68,17 +72,26 @@ def read_xfail(path: str | Path, cases: Iterable[Case]) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the file cannot be read ({error})", where=quote(str(path))) from error
     reasons: dict[str, str] = {}
+    lines: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        pattern, _, reason = line.strip().partition(" ")
+        pattern, *rest = line.strip().split(maxsplit=1)
         where = f"{path}, line {number}"
-        if not reason.strip():
+        if not rest:
             raise InputError("an expected failure needs a reason", where=where, found=quote(pattern))
+        if pattern in lines:
+            raise InputError(
+                "this stands in the list twice",
+                where=where,
+                found=f"{quote(pattern)}, as in line {lines[pattern]}",
+            )
+        lines[pattern] = number
         fitting = [case["id"] for case in cases if fnmatchcase(case["id"], pattern)]
         if not fitting:
             raise _nothing(pattern, cases, where)
-        reasons |= dict.fromkeys(fitting, reason.strip())
+        named = pattern in fitting
+        reasons |= {name: rest[0] for name in fitting if named or name not in lines}
     return reasons
 
 

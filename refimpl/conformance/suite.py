@@ -36,6 +36,12 @@ LISTED_FOLDERS = ("models", "vectors", "tokenizer")
 
 LEVELS = ("op", "layer", "model", "tokenizer", "generation")
 
+#: In the order in which an engine is written: a mistake shows first where it was made.
+OPERATIONS = (
+    "activation", "layer_norm", "linear", "softmax", "rotary_tables", "rotary", "attention", "load", "layers", "model",
+    "cached_model", "generate", "tuple_cache", "tokenizer", "quantize", "process_scores",
+)  # fmt: skip
+
 _MAX_MANIFEST_BYTES = 64 << 20
 _MAX_ZIP_FILES = 20_000
 _MAX_ZIP_BYTES = 1 << 30
@@ -64,6 +70,7 @@ class Suite:
         start = default_folder() if path is None else Path(path)
         try:
             if start.is_file():
+                _refuse_part(start)
                 self._unpacked = tempfile.TemporaryDirectory(prefix="refimpl-suite-")
                 start = unpack(start, Path(self._unpacked.name))
             self.folder = find_manifest(start).resolve()
@@ -239,8 +246,21 @@ def find_manifest(folder: Path) -> Path:
             "several suites lie here", where=folder, found=shorten([str(path) for path in below])
         )
     if not below:
-        raise MissingFileError(f"there is no {MANIFEST}", where=folder)
+        raise MissingFileError(
+            f"there is no {MANIFEST}",
+            where=folder,
+            hint="A suite is the folder golden/ of a source checkout, or the archive that "
+            "`refimpl conform export DIR` makes there.",
+        )
     return below[0]
+
+
+def _refuse_part(path: Path) -> None:
+    """Raises: SuiteError where a file of a suite is named instead of its folder."""
+    if path.suffix == ".json":
+        raise SuiteError(
+            "this is a file of a suite", where=path, hint=f"Name its folder: --suite {path.absolute().parent}"
+        )
 
 
 def unpack(archive: Path, folder: Path) -> Path:

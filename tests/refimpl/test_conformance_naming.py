@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from refimpl.conformance.case_judge import judge
+from refimpl.conformance.case_judge import _Judging, judge
 from refimpl.conformance.protocol import Capabilities, inline
 from refimpl.conformance.results import Result
 from refimpl.conformance.suite import Suite
@@ -85,7 +86,7 @@ def test_what_a_mistake_is_said_to_be(suite: Suite) -> None:
     case = next(case for case in WRONG if case["id"] == "gpt_neox/tiny-plain/forward")
     tensors = load_tensors(case["expected"]["file"])
     result = judged(suite, case, tensors[case["wrong"]["interleaved-rotary"]], "float64")
-    assert str(result.mistakes[0]) == "the logits are those of interleaved-rotary (to 0)"
+    assert str(result.mistakes[0]) == "interleaved-rotary gives the same logits (recorded, to 0)"
     assert [str(entry) for entry in explained([result])] == [f"interleaved-rotary: 1 case ({case['id']})"]
 
 
@@ -125,3 +126,22 @@ def test_right_ids_are_named_after_nothing(suite: Suite) -> None:
     case, line = next((case, line) for case, line in LINES if line.get("ids") and "text" in line)
     assert of_line(suite, case, line, ids=[*line["ids"], 0]).mistakes == []
     assert of_line(suite, case, line, ids=[float(index) for index in line["ids"]]).status == "fail"
+
+
+def test_a_mistake_beside_something_smaller_is_named_by_its_share(tmp_path: Path) -> None:
+    """Logits that a mistake gives and, on top of it, noise far beyond rounding."""
+    rng = np.random.default_rng(0)
+    cases = [case for case in find_cases(operation="model") if "tanh-gelu" in case.get("wrong", {})][:12]
+    assert cases
+    suite = Suite(GOLDEN)
+    for case in cases:
+        tensors = suite.tensors(case["expected"]["file"])
+        right = tensors[case["expected"]["outputs"]["logits"]["float64"]]
+        wrong = tensors[case["wrong"]["tanh-gelu"]]
+        made = np.sqrt(np.mean((wrong - right) ** 2))
+        for size, named in ((0.2, ["tanh-gelu"]), (2.0, [])):
+            found = wrong + size * made * rng.normal(size=wrong.shape)
+            judging = _Judging(suite, case, {}, "float64", tmp_path)
+            assert [one.mistake for one in judging._explaining("logits", "logits", found)] == named
+        noise = right + made * rng.normal(size=right.shape)
+        assert not _Judging(suite, case, {}, "float64", tmp_path)._explaining("logits", "logits", noise)

@@ -188,6 +188,13 @@ def test_cases_are_chosen_by_id_and_by_tag(golden: Suite) -> None:
     assert all("rope-yarn" in case["features"] for case in select(golden, ["rope-yarn"]))
 
 
+def test_cases_are_in_the_order_in_which_an_engine_is_written(golden: Suite) -> None:
+    operations = list(dict.fromkeys(case["operation"] for case in select(golden)))
+    assert operations == [name for name in suite_module.OPERATIONS if name in operations]
+    assert {case["operation"] for case in golden.cases} <= set(suite_module.OPERATIONS)
+    assert len(select(golden)) == len(golden.cases)
+
+
 def test_a_name_that_fits_nothing_is_refused(golden: Suite) -> None:
     with pytest.raises(InputError, match=r"fits no case.*Did you mean softmax"):
         select(golden, ["sofmax"])
@@ -205,6 +212,14 @@ def test_expected_failures_have_reasons_and_cases(golden: Suite, tmp_path: Path)
     reasons = read_xfail(path, golden.cases)
     assert reasons["ops/softmax"] == "stops at 80"
     assert set(reasons) == {"ops/softmax"} | ids(select(golden, ["layer_norm"]))
+    path.write_text("ops/softmax one\nops/*\tall\nops/s* some\n", encoding="utf-8")
+    reasons = read_xfail(path, golden.cases)
+    assert (reasons["ops/softmax"], reasons["ops/linear"]) == ("one", "all")  # its own line before all globs
+    path.write_text("ops/softmax one\nops/* all\nops/softmax another\n", encoding="utf-8")
+    with pytest.raises(
+        InputError, match="line 3: this stands in the list twice; found 'ops/softmax', as in line 1"
+    ):
+        read_xfail(path, golden.cases)
     path.write_text("ops/softmax\n", encoding="utf-8")
     with pytest.raises(InputError, match="line 1: an expected failure needs a reason"):
         read_xfail(path, golden.cases)

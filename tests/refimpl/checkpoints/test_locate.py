@@ -287,8 +287,13 @@ def test_offline_with_a_part_missing(hub_server, hub_child, tmp_path):
 
 
 class TorchFile:
+    parts = ()
+
     def __init__(self, path, mmap=True):
         self.path, self.mmap, self.paths = path, mmap, [path]
+
+    def __iter__(self):
+        return iter(())
 
 
 @pytest.fixture(autouse=True)

@@ -344,7 +344,7 @@ def test_other_processors_give_the_same_bits(tmp_path):
         found = dict(
             zip(names, pool.map(lambda name: on_another_processor(name, tmp_path), names), strict=True)
         )
-        here = on_another_processor("", tmp_path)
+        here = on_another_processor("", tmp_path) if ALL_PROCESSORS else ["False"]
     for name, (has_tiles, right, in_pairs, in_quads) in found.items():
         assert (has_tiles, right) == ("False", "True"), name
         if name != "x86-64":

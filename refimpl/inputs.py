@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import operator
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -101,6 +102,19 @@ def check_embeds(backend: Backend, inputs_embeds: Any, hidden_size: int) -> Arra
             allowed=f"[batch, seq, hidden = {hidden_size}]",
         )
     return array.astype(backend.dtype, copy=False)
+
+
+def padded(
+    rows: Sequence[Sequence[int]], fill: int = 0, side: Literal["left", "right"] = "right"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of different lengths as one array, filled up on one side, with its mask.  -> 2 x [batch, seq], int64"""
+    width = max(map(len, rows))
+    ids = np.full((len(rows), width), fill, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for index, row in enumerate(rows):
+        place = slice(width - len(row), None) if side == "left" else slice(len(row))
+        ids[index, place], mask[index, place] = row, 1
+    return ids, mask
 
 
 def default_positions(past: int, seq: int) -> np.ndarray:

@@ -19,8 +19,8 @@ from huggingface_hub.utils import tqdm
 from refimpl.arrays import to_numpy
 from refimpl.errors import BackendError, InputError, quote
 from refimpl.evaluation.scoring import log_probabilities
+from refimpl.inputs import padded
 from refimpl.pipelines.base import whole_number
-from refimpl.pipelines.heads import padded
 from refimpl.pipelines.text_generation import StopAt
 
 try:
@@ -265,11 +265,8 @@ class RefimplLM(TemplateLM):
     def _generate(self, batch: list[_Generation]) -> Iterator[str]:
         """The texts of contexts with equal settings."""
         settings = batch[0].settings
-        width = max(len(asked.ids) for asked in batch)
-        ids, mask = np.zeros((2, len(batch), width), dtype=np.int64)
-        for row, asked in enumerate(batch):
-            ids[row, width - len(asked.ids) :] = asked.ids
-            mask[row, width - len(asked.ids) :] = 1
+        ids, mask = padded([asked.ids for asked in batch], side="left")
+        width = ids.shape[1]
         until = settings["until"]
         rows = self.model.generate(
             ids,

@@ -81,7 +81,6 @@ class BeamSearch:
         limit: how many tokens prompt and new ones may be together.
         fill: the id after the end of a text.
         seed: of sampling.
-        record: whether to keep the scores and logits of each step.
     """
 
     def __init__(
@@ -95,10 +94,9 @@ class BeamSearch:
         limit: int,
         fill: int,
         seed: int,
-        record: bool = False,
     ):
         self._next_logits, self._processing, self._criteria = next_logits, processing, criteria
-        self._config, self._limit, self._fill, self._seed, self._record = config, limit, fill, seed, record
+        self._config, self._limit, self._fill, self._seed = config, limit, fill, seed
         self._beams, self._penalty = config.num_beams or 1, config.length_penalty or 0.0
         self._start = ids.shape[1]
         self._lengths = lengths[:: self._beams]
@@ -135,8 +133,9 @@ class BeamSearch:
             scores = self._processing.whole(ids, log_probabilities(logits.astype(np.float64)))
         for row, of_row in enumerate(scores):
             check_scores(of_row, row // beams, length)
-        if self._record:
+        if "output_scores" in self._config.needed_outputs:
             self._steps[0].append(scores.astype(np.float32))
+        if "output_logits" in self._config.needed_outputs:
             self._steps[1].append(logits)
         followed = [prompt.scores for prompt in self._prompts]
         sums = np.maximum(scores + np.concatenate(followed)[:, None], _RULED_OUT)

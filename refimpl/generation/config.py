@@ -209,11 +209,15 @@ class GenerationConfig:
         return _as_list(self.stop_strings)
 
     @property
+    def asked_outputs(self) -> tuple[str, ...]:
+        """Which outputs beside the ids are asked for, whether there is something to show them or not."""
+        names = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+        return tuple(name for name in names if getattr(self, name))
+
+    @property
     def needed_outputs(self) -> tuple[str, ...]:
-        """Which of the model's outputs are to be recorded."""
-        if not self.return_dict_in_generate:
-            return ()
-        return tuple(name for name in ("output_attentions", "output_hidden_states") if getattr(self, name))
+        """Which of them are to be recorded."""
+        return self.asked_outputs if self.return_dict_in_generate else ()
 
     @property
     def is_greedy(self) -> bool:

@@ -116,8 +116,7 @@ class GenerationMixin:
 
     def _written(self, request: Request, streamer: Any) -> Any:
         """Greedy decoding or sampling."""
-        config, ids = request.config, request.ids
-        with_dict = bool(config.return_dict_in_generate)
+        ids, needed = request.ids, request.config.needed_outputs
         scores: list[np.ndarray] = []
         logits: list[np.ndarray] = []
         if streamer is not None:
@@ -125,9 +124,9 @@ class GenerationMixin:
         try:
             for step in _steps_of(request):
                 ids = step.ids
-                if with_dict and config.output_scores:
+                if "output_scores" in needed:
                     scores.append(step.scores.astype(np.float32))
-                if with_dict and config.output_logits:
+                if "output_logits" in needed:
                     logits.append(step.logits)
                 if streamer is not None:
                     streamer.put(ids[:, -1].copy())
@@ -139,18 +138,18 @@ class GenerationMixin:
             if streamer is not None:
                 streamer.end()
         sequences = ids[:, request.hidden_prompt :]
-        if not with_dict:
+        if not request.config.return_dict_in_generate:
             return sequences
         return GenerateDecoderOnlyOutput(
             sequences=sequences,
-            scores=tuple(scores) if config.output_scores else None,
-            logits=tuple(logits) if config.output_logits else None,
+            scores=tuple(scores) if "output_scores" in needed else None,
+            logits=tuple(logits) if "output_logits" in needed else None,
             **_recorded(request),
         )
 
     def _searched(self, request: Request) -> Any:
         """Beam search."""
-        config = request.config
+        config, needed = request.config, request.config.needed_outputs
         search = BeamSearch(
             request.next_logits,
             request.ids,
@@ -161,7 +160,6 @@ class GenerationMixin:
             request.limit,
             request.fill,
             request.seed,
-            record=bool(config.return_dict_in_generate),
         )
         try:
             found: BeamResult = search.run()
@@ -173,9 +171,9 @@ class GenerationMixin:
             return sequences
         return GenerateBeamDecoderOnlyOutput(
             sequences=sequences,
-            sequences_scores=found.scores if config.output_scores else None,
-            scores=tuple(found.step_scores) if config.output_scores else None,
-            logits=tuple(found.step_logits) if config.output_logits else None,
+            sequences_scores=found.scores if "output_scores" in needed else None,
+            scores=tuple(found.step_scores) if "output_scores" in needed else None,
+            logits=tuple(found.step_logits) if "output_logits" in needed else None,
             beam_indices=found.rows,
             **_recorded(request),
         )

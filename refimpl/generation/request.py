@@ -228,14 +228,10 @@ def _check_mode(config: GenerationConfig, batch: int, copies: int, past_key_valu
                 where="prompt_lookup_num_tokens",
                 hint="Use a DynamicCache.",
             )
-    recorded = [
-        name
-        for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-        if getattr(config, name)
-    ]
-    if recorded and not config.return_dict_in_generate:
+    if config.asked_outputs and not config.return_dict_in_generate:
         warnings.warn(
-            f"without return_dict_in_generate=True nothing shows {', '.join(recorded)}", stacklevel=4
+            f"without return_dict_in_generate=True nothing shows {', '.join(config.asked_outputs)}",
+            stacklevel=4,
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from refimpl.errors import InputError, quote
 from refimpl.generation.logits import log_probabilities
 from refimpl.generation.steps import Step
+from refimpl.inputs import padded
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,4 @@ def as_prompts(tokenizer: Any, texts: Any) -> tuple[np.ndarray, np.ndarray] | No
     for text, row in zip(texts, rows, strict=True):
         if not row:
             raise InputError("a prompt without tokens", where="input_ids", found=quote(text))
-    width = max(map(len, rows))
-    ids = np.array([[0] * (width - len(row)) + row for row in rows])
-    mask = np.array([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
+    return padded(rows, side="left")

@@ -11,6 +11,7 @@ import numpy as np
 
 from refimpl.arrays import to_numpy
 from refimpl.errors import InputError, quote
+from refimpl.inputs import padded
 from refimpl.pipelines.base import Pipeline
 
 Options = TypeVar("Options")
@@ -50,23 +51,6 @@ class HeadPipeline(Pipeline):
             arrays = [to_numpy(output[name]) for name in names]
             for index, row in enumerate(part):
                 yield tuple(array[index, : len(row)] for array in arrays)
-
-
-def padded(rows: list[list[int]], fill: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of different lengths as one array with its mask, filled up on the right.  -> 2 x [batch, seq]"""
-    width = max(map(len, rows))
-    ids = np.full((len(rows), width), fill, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = row
-        mask[index, : len(row)] = 1
-    return ids, mask
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities along the last axis."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
 # --- options -------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ import numpy as np
 
 from refimpl.auto import AutoModelForQuestionAnswering
 from refimpl.errors import InputError, quote
+from refimpl.generation.logits import probabilities
 from refimpl.gpt_neox_heads import GPTNeoXForQuestionAnswering
 from refimpl.pipelines.base import whole_number
-from refimpl.pipelines.heads import HeadPipeline, check_truth, softmax
+from refimpl.pipelines.heads import HeadPipeline, check_truth
 from refimpl.tokenizer.encoding import Encoding
 
 # Without other limits: the tokens of question and context in one pass, and those that two passes share.
@@ -166,7 +167,7 @@ class QuestionAnsweringPipeline(HeadPipeline):
         count = accepted.top_k * 2 + 10 if accepted.align_to_words else accepted.top_k
         for piece in pieces:
             possible = self._possible(piece)
-            start, end = (softmax(np.where(possible, logits, _IMPOSSIBLE)) for logits in next(ends))
+            start, end = (probabilities(np.where(possible, logits, _IMPOSSIBLE)) for logits in next(ends))
             no_answer = min(no_answer, float(start[0] * end[0]))
             possible[0] = False  # its score is that of "no answer"
             for span in best_spans(start, end, possible, count, accepted.max_answer_len):

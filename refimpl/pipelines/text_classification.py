@@ -10,9 +10,11 @@ import numpy as np
 from refimpl.arrays import to_numpy
 from refimpl.auto import AutoModelForSequenceClassification
 from refimpl.errors import InputError, quote
+from refimpl.generation.logits import probabilities
 from refimpl.gpt_neox_heads import GPTNeoXForSequenceClassification
+from refimpl.inputs import padded
 from refimpl.pipelines.base import check_text, whole_number
-from refimpl.pipelines.heads import HeadPipeline, check_choice, check_row, padded, softmax
+from refimpl.pipelines.heads import HeadPipeline, check_choice, check_row
 
 FUNCTIONS = ("default", "sigmoid", "softmax", "none")
 
@@ -121,4 +123,4 @@ class TextClassificationPipeline(HeadPipeline):
             # 1 / (1 + exp(-x)) without overflow.
             half = np.exp(-np.abs(logits))
             return np.where(logits >= 0, 1 / (1 + half), half / (1 + half))
-        return softmax(logits) if function == "softmax" else logits
+        return probabilities(logits) if function == "softmax" else logits

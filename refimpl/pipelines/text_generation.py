@@ -12,7 +12,7 @@ from refimpl.errors import InputError, quote
 from refimpl.generation.config import GenerationConfig
 from refimpl.generation.random import fresh_seed
 from refimpl.generation.request import fill_id
-from refimpl.inputs import check_seed
+from refimpl.inputs import check_seed, padded
 from refimpl.pipelines.base import Pipeline, whole_number
 
 #: What holds where neither the call, the pipeline nor the files of the model say anything.
@@ -163,7 +163,7 @@ class TextGenerationPipeline(Pipeline):
     def run(self, texts: list[str], accepted: Accepted, first: int) -> list[list[dict[str, Any]]]:
         own, arguments, config = accepted
         prompts = [self._encode(own.prefix + text, own, config) for text in texts]
-        ids, mask = self._padded(prompts, config)
+        ids, mask = padded(prompts, fill_id(config, self.model.config.vocab_size), side="left")
         count, width = own.num_return_sequences or 1, ids.shape[1]
         call = {"tokenizer": self.tokenizer, **arguments, "num_return_sequences": count}
         stop = StopAt(self.tokenizer, own.stop_strings, width)
@@ -197,16 +197,6 @@ class TextGenerationPipeline(Pipeline):
         if not ids and config.bos_token_id is None:
             raise InputError("an empty prompt needs a bos_token_id", where="inputs")
         return ids or [config.bos_token_id]
-
-    def _padded(self, prompts: list[list[int]], config: GenerationConfig) -> tuple[np.ndarray, np.ndarray]:
-        """Prompts of different lengths as one array with its mask, padded on the left.  -> 2 x [batch, seq]"""
-        width = max(map(len, prompts))
-        ids = np.full((len(prompts), width), fill_id(config, self.model.config.vocab_size), dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = prompt
-            mask[row, width - len(prompt) :] = 1
-        return ids, mask
 
     def _record(self, prompt: str, ids: np.ndarray, new: int, own: TextGenerationOptions) -> dict[str, Any]:
         """The result of one row: `ids` without padding, of which those from `new` on were generated."""

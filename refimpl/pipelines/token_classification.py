@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 from refimpl.auto import AutoModelForTokenClassification
 from refimpl.errors import InputError, quote
+from refimpl.generation.logits import probabilities
 from refimpl.gpt_neox_heads import GPTNeoXForTokenClassification
 from refimpl.pipelines.base import check_text, whole_number
 from refimpl.pipelines.entities import STRATEGIES, LabelledToken, entities_of, without_overlaps
-from refimpl.pipelines.heads import HeadPipeline, check_choice, check_row, check_truth, softmax
+from refimpl.pipelines.heads import HeadPipeline, check_choice, check_row, check_truth
 from refimpl.tokenizer.encoding import Encoding
 
 
@@ -146,7 +147,7 @@ class TokenClassificationPipeline(HeadPipeline):
     ) -> list[dict[str, Any]]:
         found = []
         for piece in pieces:
-            tokens = self._tokens(text, piece, softmax(next(logits)[0]))
+            tokens = self._tokens(text, piece, probabilities(next(logits)[0]))
             for entity in entities_of(
                 tokens, accepted.aggregation_strategy, self.model.config.id2label, self._joined
             ):

@@ -56,6 +56,7 @@ class NumbaBackend(Backend):
                 "not a number of threads", where="threads", found=quote(threads), allowed="1 to 1024"
             )
         super().__init__(dtype)
+        self.threads = threads
         self._pool = pool_of(threads)
         self._compiled = self.copies_weights = dtype == np.float32
         if matmul_dtype is not None and not self._compiled:

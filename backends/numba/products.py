@@ -31,7 +31,7 @@ BLOCK = 256
 #: From so many rows on, weights are widened once for all of them; below, in every tile anew.
 MANY_ROWS = 16
 
-#: So many panels take turns with a block of x, and so many rows of it at once: all that together fits the cache.
+#: So many panels take turns with a block of so many rows of x: all that together fits the cache of a core.
 _GROUP, _ROWS_AT_ONCE = 8, 512
 
 
@@ -131,39 +131,49 @@ def _few_rows(part, parts, x, w, code, scale, block, bias, y):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _many_rows(part, parts, x, w, code, scale, block, bias, y):
-    """Weights are widened once for up to `_ROWS_AT_ONCE` rows.
+def _lay_out(part, parts, x, blocks):
+    """The blocks of x one after the other: [rows, k] -> [k / block, rows, block]"""
+    rows, length = x.shape
+    count, _, block = blocks.shape
+    for row in range(rows * part // parts, rows * (part + 1) // parts):
+        for i in range(count):
+            k, into = row * length + i * block, (i * rows + row) * block
+            steps = min(block, length - i * block)
+            whole = steps // LANES * LANES
+            for lane in range(0, whole, LANES):
+                store(blocks, into + lane, load(x, k + lane))
+            for lane in range(whole, steps):
+                blocks[i, row, lane] = x[row, i * block + lane]
 
-    The block of x, the sums and the widened weights lie together in small arrays of this thread: in x and y the
-    rows are so far apart, often by a multiple of 4096 bytes, that they push each other out of the cache.
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _many_rows(part, parts, blocks, length, w, code, scale, bias, y, first):
+    """Weights are widened once for all rows of `blocks`, whose place in y begins with row `first`.
+
+    The sums of a group of panels and the widened weights lie in small arrays of this thread.
     """
     panels, _, width = w.shape
     end = panels * (part + 1) // parts
-    most = min(_ROWS_AT_ONCE, x.shape[0])
-    wide, inputs, sums = _aligned(block * OUTPUTS), _aligned(most * block), _aligned(most * _GROUP * width)
-    for first in range(0, x.shape[0], most):
-        rows = min(most, x.shape[0] - first)
-        for group in range(panels * part // parts, end, _GROUP):
-            here = min(_GROUP, end - group)
-            outputs = sums[: rows * here * width].reshape(rows, here * width)
-            for k in range(0, x.shape[1], block):
-                steps = min(block, x.shape[1] - k)
-                block_of_x = inputs[: rows * steps].reshape(rows, steps)
-                for row in range(rows):
-                    block_of_x[row] = x[first + row, k : k + steps]
-                for i in range(here):
-                    panel = group + i
-                    w_at = weights_at(w, panel, k, code)
-                    scale_at = scales_at(scale, panel, k // block)
-                    for lane in range(0, width, OUTPUTS):
-                        _widen(w, w_at + lane, width, steps, code, wide)
-                        _block(
-                            block_of_x, 0, wide, 0, OUTPUTS, steps, None, scale, scale_at + lane,
-                            outputs, i * width + lane, k == 0,
-                        )  # fmt: skip
-            if bias is not None:
-                _add_bias(outputs, bias[group * width :], 0, here * width)
-            y[first : first + rows, group * width : (group + here) * width] = outputs
+    _, rows, block = blocks.shape
+    wide, sums = _aligned(block * OUTPUTS), _aligned(rows * _GROUP * width)
+    for group in range(panels * part // parts, end, _GROUP):
+        here = min(_GROUP, end - group)
+        outputs = sums[: rows * here * width].reshape(rows, here * width)
+        for k in range(0, length, block):
+            steps = min(block, length - k)
+            for i in range(here):
+                panel = group + i
+                w_at = weights_at(w, panel, k, code)
+                scale_at = scales_at(scale, panel, k // block)
+                for lane in range(0, width, OUTPUTS):
+                    _widen(w, w_at + lane, width, steps, code, wide)
+                    _block(
+                        blocks[k // block], 0, wide, 0, OUTPUTS, steps, None, scale, scale_at + lane,
+                        outputs, i * width + lane, k == 0,
+                    )  # fmt: skip
+        if bias is not None:
+            _add_bias(outputs, bias[group * width :], 0, here * width)
+        y[first : first + rows, group * width : (group + here) * width] = outputs
 
 
 @njit(nogil=True, cache=True)
@@ -202,5 +212,16 @@ def multiply_few_rows(pool, x, w, code, scale, block, bias, y):
 
 @njit(nogil=True, cache=True)
 def multiply_many_rows(pool, x, w, code, scale, block, bias, y):
-    """As `multiply_few_rows`, bit for bit."""
-    parallel(pool, _many_rows, (x, w, code, scale, block, bias, y))
+    """As `multiply_few_rows`, bit for bit.
+
+    x is laid out in blocks first: its own rows are so far apart, often by a multiple of 4096 bytes, that they push
+    each other out of the cache.
+    """
+    rows, length = x.shape
+    most, count = min(_ROWS_AT_ONCE, rows), -(-length // block)
+    memory = _aligned(count * most * block)
+    for first in range(0, rows, most):
+        here = min(most, rows - first)
+        blocks = memory[: count * here * block].reshape(count, here, block)
+        parallel(pool, _lay_out, (x[first : first + here], blocks))
+        parallel(pool, _many_rows, (blocks, length, w, code, scale, bias, y, first))

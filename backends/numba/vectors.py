@@ -205,11 +205,14 @@ def _counting() -> ir.Constant:
     return ir.Constant(ints.llvm, list(range(LANES)))
 
 
-def fetch_ahead(builder: Any, address: Any) -> None:
-    """Ask for the 64 bytes at `address` before they are needed. The address may lie outside of everything."""
+def fetch_ahead(builder: Any, address: Any, into: int = 1) -> None:
+    """Ask for the 64 bytes at `address` before they are needed, into the first or the second cache.
+
+    The address may lie outside of everything.
+    """
     call(
         builder, "llvm.prefetch.p0", ir.VoidType(), builder.bitcast(address, _I8.as_pointer()),
-        ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1),
+        ir.Constant(_I32, 0), ir.Constant(_I32, 4 - into), ir.Constant(_I32, 1),
     )  # fmt: skip
 
 

@@ -15,15 +15,19 @@ export REFIMPL_DATA
 # Two editable installs at once would write the same files.
 .NOTPARALLEL:
 
-.PHONY: demo test fuzz lint conformance conform check-long bench bench-model train goldens clean help
+# The CUDA of the packages that `make test-gpu` installs: what the driver knows, as nvidia-smi says it.
+CUDA ?= $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\(1[23]\).*/\1/p')
+
+.PHONY: demo test test-gpu fuzz lint conformance conform check-long bench bench-model train goldens clean help
 
 help:
 	@echo "make demo         print Japanese text written by the model that ships inside the package"
 	@echo "make test         the tests"
+	@echo "make test-gpu     the tests that need a GPU, on the one that is here (CUDA=12 or 13: which CuPy)"
 	@echo "make fuzz         feed each reader of files (tokenizers, settings, weights) a million broken ones"
 	@echo "make lint         ruff and mypy"
 	@echo "make conformance  compare with transformers, live (installs PyTorch and transformers)"
-	@echo "make check-long   the same with a million random texts and 200 works for each tokenizer; a million draws; kill 1,000 saves"
+	@echo "make check-long   the same with a million random texts and 200 works for each tokenizer; a million draws; every GPU kernel, if nvcc is here; kill 1,000 saves"
 	@echo "make bench        measure speed beside other implementations (installs transformers and tiktoken)"
 	@echo "make bench-model  measure how fast a model reads and writes, beside transformers (installs PyTorch)"
 	@echo "make conform      run this program and transformers over the suite of golden cases"
@@ -40,6 +44,9 @@ test: .venv-test/ready
 fuzz: .venv-test/ready
 	REFIMPL_FUZZ=$(FUZZ) .venv-test/bin/python -m pytest -n auto tests/fuzz/test_readers.py
 
+test-gpu: .venv-gpu/ready
+	.venv-gpu/bin/python -m pytest -m gpu tests --ignore=tests/conformance
+
 # mypy sees the three code folders under the one name that they are installed as.
 lint: .venv-test/ready
 	.venv-test/bin/ruff check .
@@ -54,6 +61,7 @@ conformance: .venv-conformance/ready
 check-long: .venv-conformance/ready
 	REFIMPL_STRINGS=1000000 REFIMPL_WORKS=200 REFIMPL_MODELS=800 .venv-conformance/bin/python -m pytest tests/conformance -k "many_random or works"
 	REFIMPL_VARIANTS=all .venv-conformance/bin/python -m pytest -n auto tests/refimpl/test_variants.py
+	REFIMPL_KERNELS=all .venv-conformance/bin/python -m pytest tests/backends/test_cupy_sources.py
 	REFIMPL_PROCESSORS=all .venv-conformance/bin/python -m pytest tests/backends/test_rounded.py -k processors
 	REFIMPL_DRAWS=1000000 .venv-conformance/bin/python -m pytest tests/refimpl/test_generation_seeds.py -k distribution
 	REFIMPL_KILLS=1000 .venv-conformance/bin/python -m pytest tests/refimpl/checkpoints/test_saving_failures.py -k killed
@@ -80,6 +88,7 @@ goldens: .venv-conformance/ready
 .venv-test/ready: EXTRA = [test]
 .venv-conformance/ready: EXTRA = [test,conformance]
 .venv-bench/ready: EXTRA = [bench]
+.venv-gpu/ready: EXTRA = [test,cuda$(or $(CUDA),12)]
 
 .venv-%/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("refimpl needs Python 3.11 or later; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'

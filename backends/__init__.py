@@ -15,16 +15,17 @@ from refimpl.errors import BackendError, quote
 if TYPE_CHECKING:
     from refimpl.backends.base import Backend
 
-#: name -> (module, class, compute dtypes); "auto" takes the last one that can run here.
+#: name -> (module, class, compute dtypes)
 _BACKENDS = {
     "numpy": ("refimpl.backends.numpy", "NumPyBackend", ("float32", "float64")),
     "numba": ("refimpl.backends.numba", "NumbaBackend", ("float32", "float64")),
+    "cupy": ("refimpl.backends.cupy", "CuPyBackend", ("float32", "float64")),
 }
 
 #: To what a backend can round the factors of matrix products, beside not at all.
-_MATMUL_DTYPES = {"numba": ("bfloat16", "int8")}
+_MATMUL_DTYPES = {"numba": ("bfloat16", "int8"), "cupy": ("float16", "bfloat16", "tf32")}
 
-#: 16-bit types that are kept as weights and computed with in float32 where a backend lacks them.
+#: 16-bit types that are kept as weights and computed with in float32; a GPU multiplies in them.
 _HALF_TYPES = ("float16", "bfloat16")
 
 
@@ -38,12 +39,16 @@ def get_backend(
 ) -> Backend:
     """The backend of that name, computing in `dtype` (default float32).
 
-    `dtype` "float16" or "bfloat16" on a backend that computes in float32 only means float32: the
-    weights are then kept in 16 bits and widened inside the operation that reads them.
+    "auto" is the one that `device` asks for; without a device, "cupy" where a GPU and a CuPy for it are usable
+    (and neither `threads` nor `matmul_dtype` means something on a processor alone), else "numba".
+
+    `dtype` "float16" or "bfloat16" means float32 on a processor: the weights are then kept in 16 bits and widened
+    inside the operation that reads them.  On a GPU it means `matmul_dtype` as well, unless that says something else.
 
     `matmul_dtype` "bfloat16" lets `linear` round its input and its weights to bfloat16 before it multiplies them,
-    "int8" its input where the weights are int8; sums stay in float32. Backends whose processor gains by it do so
-    where it gains (docs/backends.md); None, or "float32": nothing is rounded.
+    "float16" to float16, "tf32" to 10 bits of float32, "int8" its input where the weights are int8; sums stay in
+    float32. Not every backend has each, and it rounds where it gains (docs/backends.md); None, or "float32": nothing
+    is rounded.
 
     Raises: BackendError for an unknown or unavailable backend, device or dtype.
     """
@@ -53,7 +58,7 @@ def get_backend(
         _refuse_contradiction(name, dtype, device, threads, matmul_dtype)
         return name
     if name == "auto":
-        name = next(reversed(_BACKENDS))
+        name = _automatic(device, threads, matmul_dtype)
     if not isinstance(name, str) or name not in _BACKENDS:
         raise BackendError("unknown backend", found=quote(name), allowed=", ".join(["auto", *_BACKENDS]))
     module, class_name, computes = _BACKENDS[name]
@@ -66,6 +71,8 @@ def get_backend(
         )
     options: dict[str, Any] = {"device": device, "threads": threads}
     rounded = _matmul_dtype(matmul_dtype)
+    if name == "cupy" and matmul_dtype is None and dtype is not None and dtype_name(dtype) in _HALF_TYPES:
+        rounded = dtype_name(dtype)
     if rounded is not None:
         if rounded not in _MATMUL_DTYPES.get(name, ()):
             raise BackendError(
@@ -76,6 +83,19 @@ def get_backend(
             )
         options["matmul_dtype"] = rounded
     return getattr(import_module(module), class_name)(to_dtype(wanted), **options)
+
+
+def _automatic(device: str | None, threads: int | None, matmul_dtype: Any) -> str:
+    """The name of the backend that these arguments mean, and this machine can run."""
+    if isinstance(device, str) and device.partition(":")[0] == "cuda":
+        return "cupy"
+    rounded = _matmul_dtype(matmul_dtype)
+    of_a_processor = rounded is not None and rounded not in _MATMUL_DTYPES["cupy"]
+    if device is not None or threads is not None or of_a_processor:
+        return "numba"
+    from refimpl.backends.cupy.device import usable
+
+    return "cupy" if usable() else "numba"
 
 
 def _matmul_dtype(given: Any) -> str | None:
@@ -96,8 +116,8 @@ def _refuse_contradiction(
     computes = _BACKENDS[backend.name][2] if backend.name in _BACKENDS else ()
     asked = {
         "dtype": (None if dtype is None else _compute_dtype(dtype, computes), backend.dtype.name),
-        "device": (device, backend.device),
-        "threads": (threads, None),
+        "device": (_full_name(device), backend.device),
+        "threads": (threads, backend.threads),
         "matmul_dtype": (
             None if matmul_dtype is None else _matmul_dtype(matmul_dtype) or "float32",
             backend.matmul_dtype or "float32",
@@ -110,6 +130,10 @@ def _refuse_contradiction(
                 found=quote(wanted),
                 allowed=f"{has}, or the backend by its name",
             )
+
+
+def _full_name(device: str | None) -> str | None:
+    return "cuda:0" if device == "cuda" else device
 
 
 def dtype_name(dtype: Any) -> str:

@@ -36,6 +36,7 @@ class Backend:
         device: "cpu", or "cuda:N".
         copies_weights: whether `weight` copies a matrix that is already in the wanted dtype.
         matmul_dtype: to what `linear` may round its factors; None: it rounds nothing.
+        cache_dtype: in what keys and values are kept where nobody says; None: as they are computed.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Backend:
     device: str = "cpu"
     copies_weights: bool = False
     matmul_dtype: str | None = None
+    cache_dtype: np.dtype | None = None
+    threads: int | None = None  # as they were asked for
 
     def __init__(self, dtype: np.dtype):
         self.dtype = dtype
@@ -79,6 +82,10 @@ class Backend:
 
     def synchronize(self) -> None:
         """Wait until everything asked for has been computed."""
+
+    def free_memory(self) -> int | None:
+        """Bytes that its device can still give; None: it computes in the memory of the host."""
+        return None
 
     # --- the operations ------------------------------------------------------------------------
 
@@ -160,7 +167,12 @@ class Backend:
         weights = self.softmax(scores, mask.visible(xp, query.shape[2], key.shape[2]))
         return xp.matmul(weights, value), weights if need_weights else None
 
-    # --- not an operation of its own, but what the definitions of some activations need ---------
+    # --- no operations of their own: for the cache, and for the definitions of some activations ---
+
+    def store(self, key_storage: Array, value_storage: Array, key: Array, value: Array, at: int) -> None:
+        """Write 2 x [batch, heads, new, head_dim] into a cache's storage from position `at`, rounded to its dtype."""
+        end = at + key.shape[2]
+        key_storage[:, :, at:end], value_storage[:, :, at:end] = key, value
 
     def erfc(self, x: Array) -> Array:
         """The complementary error function, elementwise."""

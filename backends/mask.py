@@ -12,11 +12,11 @@ Array = Any
 class AttentionMask:
     """The causal rule, and padding or a mask of the caller's own.
 
-    Query `i` sees the keys `0 .. offset + i`: `offset` is the number of cached keys before the
-    first query.
+    Query `i` sees the keys `0 .. offset + i`: `offset` is the number of cached keys before the first
+    query (in a recorded step an array [1] of the backend; the keys may then go on beyond `offset + i`).
     """
 
-    offset: int = 0
+    offset: int | Array = 0
     #: [batch, kv_seq] bool: false at padding. None: no padding.
     key_visible: Array | None = None
     #: [batch, 1 or heads, q_seq, kv_seq], added to the scores. It replaces the two rules above.

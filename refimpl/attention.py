@@ -47,7 +47,7 @@ class Attention(Module):
         query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos, sin)
         # 3. The cache adds the keys and values of earlier tokens.
         if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx, ops.xp)
+            key, value = cache.update(key, value, self.layer_idx, ops)
         # 4. Each query gathers the values of the keys that it resembles.
         context, weights = ops.attention(query, key, value, mask, self.scale, need_weights)
         if head_mask is not None:
@@ -81,12 +81,12 @@ def build_mask(
 
     None: causal.  [batch, past + q_seq], 1 for a token and 0 for padding: causal, without the padding.
     [batch or 1, heads or 1, q_seq, past + q_seq]: the caller's own rule instead of the causal one; a float
-    mask is added to the scores, in a bool mask true means visible.
+    mask is added to the scores, in a bool mask true means visible.  A finished `AttentionMask` stays as it is.
 
     Raises: InputError for any other shape, and for values that mean nothing.
     """
-    if attention_mask is None:
-        return AttentionMask(offset=past)
+    if attention_mask is None or isinstance(attention_mask, AttentionMask):
+        return attention_mask or AttentionMask(offset=past)
     xp = backend.xp
     mask = backend_array(backend, attention_mask, "attention_mask", "biuf")
     kv_seq = past + q_seq

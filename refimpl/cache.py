@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
+from refimpl.arrays import to_numpy
 from refimpl.backends import float_dtype
 from refimpl.backends.base import Backend
 from refimpl.errors import InputError, quote
+from refimpl.inputs import check_cache
 
 Array = Any
 
@@ -29,22 +31,25 @@ class _LayerCache:
         self.key_storage, self.value_storage = key, value  # [batch, heads, capacity, head_dim]
         self.length = key.shape[2]
 
-    def append(self, key: Array, value: Array, xp: Any) -> None:
-        end = self.length + key.shape[2]
-        capacity = self.key_storage.shape[2]
+    @classmethod
+    def reserved(cls, key: Array, capacity: int, dtype: Any, xp: Any) -> Self:
+        """Storage for keys and values like `key`, with nothing in it."""
+        shape = (*key.shape[:2], capacity, key.shape[3])
+        layer = cls(xp.empty(shape, dtype or key.dtype), xp.empty(shape, dtype or key.dtype))
+        layer.length = 0
+        return layer
+
+    def append(self, key: Array, value: Array, backend: Backend) -> None:
+        end, capacity = self.length + key.shape[2], self.key_storage.shape[2]
         if end > capacity:
-            grown = max(end, capacity + max(_BLOCK, capacity // 4))
-            self.key_storage = self._grow(self.key_storage, grown, xp)
-            self.value_storage = self._grow(self.value_storage, grown, xp)
-        self.key_storage[:, :, self.length : end] = key
-        self.value_storage[:, :, self.length : end] = value
+            self.move(max(end, capacity + max(_BLOCK, capacity // 4)), backend)
+        backend.store(self.key_storage, self.value_storage, key, value, self.length)
         self.length = end
 
-    def _grow(self, storage: Array, capacity: int, xp: Any) -> Array:
-        batch, heads, _, head_dim = storage.shape
-        larger = xp.empty((batch, heads, capacity, head_dim), dtype=storage.dtype)
-        larger[:, :, : self.length] = storage[:, :, : self.length]
-        return larger
+    def move(self, capacity: int, backend: Backend) -> None:
+        larger = self.reserved(self.key_storage, capacity, None, backend.xp)
+        backend.store(larger.key_storage, larger.value_storage, *self.pair, 0)
+        self.key_storage, self.value_storage = larger.key_storage, larger.value_storage
 
     @property
     def pair(self) -> tuple[Array, Array]:
@@ -62,7 +67,7 @@ class DynamicCache:
     Args:
         pairs: (key, value) per layer to start from; they are copied.
         config: accepted as transformers does, and not needed.
-        dtype: "float16" or "bfloat16" keep keys and values rounded, in half the memory; None: as they are computed.
+        dtype: "float16" or "bfloat16" keep keys and values rounded, in half the memory; None: as the backend does.
     """
 
     def __init__(self, pairs: Iterable[tuple[Array, Array]] = (), *, config: Any = None, dtype: Any = None):
@@ -70,17 +75,14 @@ class DynamicCache:
         # Copied, because a cache writes into its storage and the caller's arrays stay as they are.
         self._layers = [_LayerCache(key.copy(), value.copy()) for key, value in pairs]
 
-    def update(self, key: Array, value: Array, layer_idx: int, xp: Any) -> tuple[Array, Array]:
+    def update(self, key: Array, value: Array, layer_idx: int, backend: Backend) -> tuple[Array, Array]:
         """Append the keys and values of new tokens; return all of that layer.
 
         2 x [batch, heads, new, head_dim] -> 2 x [batch, heads, past + new, head_dim]
         """
         if layer_idx == len(self._layers):
-            # Contiguous, because the value is still a view into the larger fused projection.
-            key, value = (xp.ascontiguousarray(array, dtype=self.dtype) for array in (key, value))
-            self._layers.append(_LayerCache(key, value))
-        else:
-            self._layers[layer_idx].append(key, value, xp)
+            self._layers.append(_LayerCache.reserved(key, key.shape[2], self.dtype, backend.xp))
+        self._layers[layer_idx].append(key, value, backend)
         return self._layers[layer_idx].pair
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -99,9 +101,9 @@ class DynamicCache:
 
     def reorder_cache(self, beam_idx: Array) -> None:
         """Row i becomes what row `beam_idx[i]` was.  A row may come several times, or not at all."""
+        rows = to_numpy(beam_idx).tolist()  # any backend takes a list
         for layer in self._layers:
-            layer.key_storage = layer.key_storage[beam_idx]
-            layer.value_storage = layer.value_storage[beam_idx]
+            layer.key_storage, layer.value_storage = layer.key_storage[rows], layer.value_storage[rows]
 
     def to_legacy_cache(self) -> tuple[tuple[Array, Array], ...]:
         """A copy as a tuple of (key, value) per layer."""
@@ -138,12 +140,12 @@ def open_cache(
     Raises: InputError unless `past_key_values` is a cache, or a tuple of (key, value), of this model and batch.
     """
     if past_key_values is None:
-        return DynamicCache() if use_cache else None
+        return DynamicCache(dtype=backend.cache_dtype) if use_cache else None
     cache = past_key_values
     if not isinstance(cache, DynamicCache):
         try:
-            pairs = [(backend.asarray(k, backend.dtype), backend.asarray(v, backend.dtype)) for k, v in cache]
-            cache = DynamicCache(pairs)
+            kept = backend.cache_dtype or backend.dtype
+            cache = DynamicCache((backend.asarray(k, kept), backend.asarray(v, kept)) for k, v in cache)
         except (TypeError, ValueError, AttributeError, IndexError) as error:
             raise InputError(
                 "not a cache",
@@ -151,24 +153,10 @@ def open_cache(
                 found=quote(past_key_values),
                 allowed="a DynamicCache, or a tuple of (key, value) per layer",
             ) from error
-    if len(cache) not in (0, num_layers):
-        raise InputError(
-            "the cache belongs to another model",
-            where="past_key_values",
-            found=f"{len(cache)} layers",
-            allowed=f"{num_layers} layers",
-        )
-    batch, heads, head_dim = shape
-    expected = (batch, heads, cache.get_seq_length(), head_dim)
-    for index, pair in enumerate(cache):
-        for array in pair:
-            if array.shape != expected or array.dtype != (cache.dtype or backend.dtype):
-                raise InputError(
-                    "the cache was filled by another model or batch",
-                    where=f"past_key_values[{index}]",
-                    found=f"{list(array.shape)} {array.dtype}",
-                    allowed=f"[batch, heads, seq, head_dim] = {list(expected)} {cache.dtype or backend.dtype}",
-                )
+    if cache.dtype is None and (not len(cache) or cache[0][0].dtype == backend.cache_dtype):
+        cache.dtype = backend.cache_dtype
+    expected = (*shape[:2], cache.get_seq_length(), shape[2])
+    check_cache(backend, cache, num_layers, expected, cache.dtype or backend.dtype)
     return cache
 
 

@@ -162,7 +162,7 @@ class GPTNeoXForSequenceClassification(_GPTNeoXWithHead):
             )
             hidden_states = outputs.last_hidden_state
             last = self._last_tokens(input_ids, *hidden_states.shape[:2])
-            logits = self.score(hidden_states[np.arange(len(last)), last])
+            logits = self.score(hidden_states[list(range(len(last))), last.tolist()])
             loss = None
             if labels is not None:
                 loss = sequence_classification_loss(self.backend, logits, labels, self.config.problem_type)

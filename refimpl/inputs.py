@@ -104,6 +104,33 @@ def check_embeds(backend: Backend, inputs_embeds: Any, hidden_size: int) -> Arra
     return array.astype(backend.dtype, copy=False)
 
 
+def check_cache(
+    backend: Backend,
+    cache: Any,
+    num_layers: int,
+    shape: tuple[int, int, int, int],
+    dtype: np.dtype,
+) -> None:
+    """Raise InputError unless a cache (pairs of key and value) is empty, or has a pair of this shape for each layer."""
+    if len(cache) not in (0, num_layers):
+        raise InputError(
+            "the cache belongs to another model",
+            where="past_key_values",
+            found=f"{len(cache)} layers",
+            allowed=f"{num_layers} layers",
+        )
+    for index, pair in enumerate(cache):
+        for array in pair:
+            here = isinstance(array, backend.xp.ndarray)
+            if not here or array.shape != shape or array.dtype != dtype:
+                raise InputError(
+                    "the cache was filled by another model or batch",
+                    where=f"past_key_values[{index}]",
+                    found=f"{list(array.shape)} {array.dtype}" + ("" if here else " of another backend"),
+                    allowed=f"[batch, heads, seq, head_dim] = {list(shape)} {dtype}",
+                )
+
+
 def padded(
     rows: Sequence[Sequence[int]], fill: int = 0, side: Literal["left", "right"] = "right"
 ) -> tuple[np.ndarray, np.ndarray]:

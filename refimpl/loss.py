@@ -33,7 +33,7 @@ def keep_positions(hidden_states: Array, logits_to_keep: Any) -> Array:
             found=str(positions)[:80],
             allowed=f"whole numbers from {-seq} to {seq - 1}",
         )
-    return hidden_states[:, positions]
+    return hidden_states[:, positions.tolist()]
 
 
 def causal_lm_loss(backend: Backend, logits: Array, labels: Any) -> Array:
@@ -120,10 +120,11 @@ def cross_entropy(backend: Backend, logits: Array, targets: np.ndarray) -> Array
     kept = np.nonzero(targets != IGNORE_INDEX)
     if kept[0].size == 0:
         return backend.xp.asarray(float("nan"), dtype=backend.dtype)
-    chosen = logits[kept]  # [kept, classes]
+    rows, labels = np.arange(kept[0].size), targets[kept]
+    chosen = logits[tuple(backend.asarray(index) for index in kept)]  # [kept, classes]
     shifted = chosen - chosen.max(axis=-1, keepdims=True)
     log_total = backend.xp.log(backend.xp.exp(shifted).sum(axis=-1))
-    return (log_total - shifted[np.arange(len(chosen)), targets[kept]]).mean()
+    return (log_total - shifted[backend.asarray(rows), backend.asarray(labels)]).mean()
 
 
 def _class_labels(labels: Any, shape: tuple[int, ...], classes: int) -> np.ndarray:

@@ -10,7 +10,8 @@ from typing import Any
 from refimpl.errors import InputError, ResourceLimitError, quote
 
 #: The part of the free memory that one model may take: the rest is for activations, the cache and everyone else.
-_SHARE = 0.8
+#: Of a device of its own it may take more: nobody swaps when that is full, and few others are there.
+_SHARE, _DEVICE_SHARE = 0.8, 0.9
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
@@ -74,8 +75,29 @@ def memory_limit(max_memory: Any = None) -> int | None:
     return int(number)
 
 
-def refuse_too_large(needed: int, what: object, max_memory: Any = None) -> None:
-    """Raise ResourceLimitError unless `needed` bytes may be allocated.  Nothing has been by then."""
+def refuse_too_large(
+    needed: int, what: object, max_memory: Any = None, device: str = "cpu", free: int | None = None
+) -> None:
+    """Raise ResourceLimitError unless `needed` bytes may be allocated.  Nothing has been by then.
+
+    device, free: where, and how many bytes that has left, if it is not the memory of the host.
+    """
+    if free is not None:
+        allowed = (
+            int(_DEVICE_SHARE * free) if max_memory is None else min(free, memory_limit(max_memory) or 0)
+        )
+        if needed > allowed:
+            raise ResourceLimitError(
+                f"the weights would take {readable(needed)} of the memory of {device}",
+                where=what,
+                found=f"{readable(free)} free ({needed:,} of {free:,} bytes)",
+                allowed=f"{int(100 * _DEVICE_SHARE)} % of what is free, or what max_memory says",
+                hint='Nothing was allocated. Fewer bits take less: dtype="bfloat16", weight_dtype="int8" or "nf4".',
+                requested=needed,
+                limit=allowed,
+                free=free,
+            )
+        return
     limit = memory_limit(max_memory)
     if limit is not None and needed > limit:
         raise ResourceLimitError(

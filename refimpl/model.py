@@ -51,7 +51,8 @@ class PreTrainedModel(ChangeableModel):
     Args:
         config: the settings.
         backend: "auto", "numpy", ... or a backend.
-        dtype: the compute dtype; "float16" and "bfloat16" on a CPU keep the weights so and compute in float32.
+        dtype: the compute dtype; "float16" and "bfloat16" keep the weights so, and compute in float32 but for matrix
+            products on a GPU, whose factors then are in 16 bits (see `refimpl.backends.get_backend`).
         weight_dtype: how large matrices are kept; None: as they are in the file (random ones: as `dtype`).
             "int8" and "nf4" quantize the dense layers, except for the head; embeddings stay as they are.
         quantization_config: the same in more words: a `BitsAndBytesConfig`, or a dict of its settings.
@@ -83,11 +84,13 @@ class PreTrainedModel(ChangeableModel):
         # A copy: two models of one config can then be changed one by one.
         chosen = get_backend(backend, dtype=dtype, device=device, threads=threads, matmul_dtype=matmul_dtype)
         self._prepare(self._own_config(config), chosen)
+        self._asked_dtype = dtype
         quantization = quantization_of(weight_dtype, quantization_config)
         kept = _weight_dtype(dtype, weight_dtype)
         parameters = list(self.named_parameters())
         itemsize = (kept or self.backend.dtype).itemsize
-        refuse_too_large(sum(math.prod(p.shape) for p in parameters) * itemsize, type(self).__name__)
+        needed = sum(math.prod(p.shape) for p in parameters) * itemsize
+        refuse_too_large(needed, type(self).__name__, None, self.device, self.backend.free_memory())
         self._draw(parameters, kept, quantization, seed)
 
     def _draw(
@@ -191,13 +194,15 @@ class PreTrainedModel(ChangeableModel):
         quantization = quantization_of(weight_dtype, quantization_config)
         chosen = get_backend(backend, dtype=dtype, device=device, threads=threads, matmul_dtype=matmul_dtype)
         model = cls.skeleton(loaded, chosen)
-        model.name_or_path = os.fspath(name_or_path)
+        model.name_or_path, model._asked_dtype = os.fspath(name_or_path), dtype
         path = find_weights(name_or_path, **hub_options)
         kept = _weight_dtype(dtype, weight_dtype)
         tensors = open_weights(path, mmap=True)
         needed = model._needed_bytes(tensors, kept, quantization, path)
-        needed += 0 if mmap else tensors.stored_bytes
-        refuse_too_large(needed, path, max_memory)
+        free = chosen.free_memory()
+        if not mmap:
+            refuse_too_large(tensors.stored_bytes + (needed if free is None else 0), path, max_memory)
+        refuse_too_large(needed, path, max_memory, chosen.device, free)
         if not mmap:
             tensors = open_weights(path, mmap=False)
         model.load_weights(tensors, weight_dtype=kept, quantization=quantization, where=path)

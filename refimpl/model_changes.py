@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from refimpl.config_base import PreTrainedConfig
 from refimpl.errors import BackendError, InputError, quote
 from refimpl.inputs import host_array
 from refimpl.layers import Embedding, Linear, Module
+from refimpl.memory import refuse_too_large
 
 Array = Any
 
@@ -25,6 +27,8 @@ class ChangeableModel(Module):
     """What can be changed in a model.  Each change is made in the model itself; a failed one changes nothing."""
 
     config: PreTrainedConfig
+    #: The dtype in which the model was asked for: a processor keeps 16 bits and computes in float32, a GPU does not.
+    _asked_dtype: Any = None
 
     # --- precision and device ------------------------------------------------------------------
 
@@ -55,9 +59,11 @@ class ChangeableModel(Module):
     def to(self, *targets: Any, device: str | None = None, dtype: Any = None) -> Self:
         """Move to a device, and keep the weights in a dtype: `.to("cuda")`, `.to("float16")`, `.to("cpu", np.float32)`.
 
-        On a backend that does not compute in 16 bits, float16 and bfloat16 say how the large matrices are
-        kept; the computation stays in float32. Quantized matrices stay quantized.
-        Raises: BackendError for a device or dtype that is not available here.
+        On a processor float16 and bfloat16 say how the large matrices are kept; the computation stays in float32. On
+        a GPU matrix products are of 16 bits then, and a model that was half on a processor becomes so when it moves
+        to a GPU. Quantized matrices stay quantized.
+        Raises: BackendError for a device or dtype that is not available here; ResourceLimitError for a GPU that is
+            too small.
         """
         for target in targets:
             if isinstance(target, str) and target.partition(":")[0] in _DEVICES:
@@ -75,8 +81,13 @@ class ChangeableModel(Module):
             raise BackendError("not a device", where="to", found=quote(device), allowed='"cpu", or "cuda:N"')
         backend = self._backend_for(device, dtype)
         weight_dtype = None if dtype is None else to_dtype(dtype_name(dtype))
+        parameters, free = list(self.named_parameters()), backend.free_memory()
+        if free is not None:
+            weights = [getattr(parameter.owner, parameter.name) for parameter in parameters]
+            needed = sum(_bytes_in(weight, weight_dtype) for weight in weights)
+            refuse_too_large(needed, type(self).__name__, None, backend.device, free)
         changed = {}
-        for parameter in self.named_parameters():
+        for parameter in parameters:
             array = self.backend.to_numpy(getattr(parameter.owner, parameter.name))
             changed[parameter] = parameter.packed(array, weight_dtype, backend)
         for module in _modules(self):
@@ -85,6 +96,7 @@ class ChangeableModel(Module):
         self.base_model.rotary_emb = type(rotary)(backend, rotary.config)  # type: ignore[attr-defined]
         for parameter, array in changed.items():
             setattr(parameter.owner, parameter.name, array)
+        self._asked_dtype = self._asked_dtype if dtype is None else dtype
         return self
 
     def _backend_for(self, device: str | None, dtype: Any) -> Backend:
@@ -94,12 +106,19 @@ class ChangeableModel(Module):
         stays = wanted.partition(":")[0] == here.partition(":")[0]
         if dtype is None and stays and wanted in (here, here.partition(":")[0]):
             return self.backend
-        other = "cupy" if wanted.startswith("cuda") else "auto"
-        name = self.backend.name if stays else other
+        if not stays:
+            asked = self._asked_dtype if dtype is None else dtype
+            is_half = asked is not None and dtype_name(asked) in ("float16", "bfloat16")
+            return get_backend(device=wanted, dtype=asked if is_half else dtype or self.backend.dtype)
         compute = self.backend.dtype if dtype is None else dtype
-        keeps_rounding = stays and dtype_name(compute) != "float64"
-        rounded = self.backend.matmul_dtype if keeps_rounding else None
-        return get_backend(name, dtype=compute, device=wanted, matmul_dtype=rounded)
+        rounded, kept_in = self.backend.matmul_dtype, self.backend.cache_dtype
+        # Rounding that came with the weights' dtype goes with it.
+        if dtype_name(compute) == "float64" or (dtype is not None and kept_in is not None):
+            rounded = None
+        threads = self.backend.threads
+        return get_backend(
+            self.backend.name, dtype=compute, device=wanted, threads=threads, matmul_dtype=rounded
+        )
 
     # --- embeddings and vocabulary -------------------------------------------------------------
 
@@ -208,6 +227,13 @@ class ChangeableModel(Module):
             where="prune_heads",
             hint="head_mask in a forward call takes away what a head contributes.",
         )
+
+
+def _bytes_in(weight: Any, dtype: np.dtype | None) -> int:
+    """What a weight takes on a device, kept in `dtype` where it is a matrix of floats."""
+    if isinstance(weight, QuantizedMatrix) or dtype is None or len(weight.shape) != 2:
+        return weight.nbytes
+    return math.prod(weight.shape) * dtype.itemsize
 
 
 def _modules(module: Module) -> Iterator[Any]:

@@ -39,8 +39,9 @@ class Parameter:
     ) -> Array:
         """`array` in the form in which `backend` keeps this weight.  Raises: CheckpointValueError, as `assign`."""
         if self.is_matrix:
-            quantized = isinstance(array, QuantizedMatrix)
-            kept = array if quantized else self._cast(array, weight_dtype or array.dtype)
+            # A device casts and checks what it gets: the host is spared a copy of the matrix.
+            as_it_is = isinstance(array, QuantizedMatrix) or backend.device != "cpu"
+            kept = array if as_it_is else self._cast(array, weight_dtype or array.dtype)
             try:
                 return backend.weight(kept, weight_dtype)
             except CheckpointValueError as error:  # the backend does not know whose numbers these are

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from refimpl.backends.base import Backend
 from refimpl.cache import DynamicCache, _LayerCache
 from refimpl.errors import ContextOverflowError, InputError, quote
 
@@ -32,9 +33,8 @@ class StaticCache(DynamicCache):
             )
         self.max_cache_len = max_cache_len
 
-    def update(self, key: Array, value: Array, layer_idx: int, xp: Any) -> tuple[Array, Array]:
-        batch, heads, new, head_dim = key.shape
-        past = self.get_seq_length(layer_idx)
+    def update(self, key: Array, value: Array, layer_idx: int, backend: Backend) -> tuple[Array, Array]:
+        new, past = key.shape[2], self.get_seq_length(layer_idx)
         if past + new > self.max_cache_len:
             raise ContextOverflowError(
                 "the cache is full",
@@ -44,12 +44,8 @@ class StaticCache(DynamicCache):
                 hint="Make it longer, or use a DynamicCache.",
             )
         if layer_idx == len(self._layers):
-            shape = (batch, heads, self.max_cache_len, head_dim)
-            kept = self.dtype or key.dtype
-            reserved = _LayerCache(xp.empty(shape, dtype=kept), xp.empty(shape, dtype=kept))
-            reserved.length = 0
-            self._layers.append(reserved)
-        self._layers[layer_idx].append(key, value, xp)
+            self._layers.append(_LayerCache.reserved(key, self.max_cache_len, self.dtype, backend.xp))
+        self._layers[layer_idx].append(key, value, backend)
         return self._layers[layer_idx].pair
 
     def __repr__(self) -> str:

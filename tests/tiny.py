@@ -12,6 +12,7 @@ from refimpl import (
     GPTNeoXForCausalLM,
     GPTNeoXJapaneseConfig,
     GPTNeoXJapaneseForCausalLM,
+    to_numpy,
 )
 
 
@@ -80,7 +81,7 @@ def save_tiny(folder: Path, model: Any = None, **changes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
     save_file(
-        {name: np.ascontiguousarray(a) for name, a in model.state_dict().items()},
+        {name: np.ascontiguousarray(to_numpy(a)) for name, a in model.state_dict().items()},
         folder / "model.safetensors",
     )
     return folder

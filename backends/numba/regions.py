@@ -117,11 +117,14 @@ def _compute(typing, pool, part):
 
 @njit(nogil=True, cache=True)
 def _take_parts(pool):
+    parts = _looked_at(pool, _PARTS)
+    threads = parts // _PARTS_PER_THREAD
     while True:
-        part = _add(pool, _LEFT, -1) - 1
-        if part < 0:
+        taken = parts - _add(pool, _LEFT, -1)
+        if taken >= parts:
             return
-        _compute(pool, part)
+        # As long as all are equally fast, each goes on where it ended: what was fetched ahead is what comes next.
+        _compute(pool, taken % threads * _PARTS_PER_THREAD + taken // threads)
 
 
 @njit(nogil=True, cache=True)

@@ -54,7 +54,7 @@ def parser(prog: str) -> common.Parser:
     )
     engine.add_argument("--from-dir", metavar="DIR", help="outputs that lie in files already")
     engine.add_argument("--python", metavar="MODULE:CALLABLE", help="a Python callable: request -> answer")
-    engine.add_argument("--backend", metavar="NAME", help="this package itself: numpy or numba")
+    engine.add_argument("--backend", metavar="NAME", help="this package itself: numpy, numba or cupy")
     engine.add_argument(
         "--dtype", choices=("float32", "float64"), help="of --backend (default float32) or --from-dir"
     )

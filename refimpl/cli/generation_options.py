@@ -143,7 +143,7 @@ _NOT_IN_CHAT |= {"min_length", "use_cache", "cache_implementation"}
 def add_model_options(parser: common.Parser) -> None:
     """Which model, and how it computes."""
     common.add_model_options(parser)
-    parser.add_argument("--backend", default="auto", help="auto, numba or numpy (default: auto)")
+    parser.add_argument("--backend", default="auto", help="auto, cupy (a GPU), numba or numpy (default: auto)")
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="compute on N processors")
     common.add_dtype_options(parser)
 

@@ -35,7 +35,7 @@ def parser(prog: str) -> common.Parser:
     made.add_argument("text", nargs="?", metavar="FILE", help='a UTF-8 file; "-": read standard input')
     made.add_argument("-f", "--file", help=argparse.SUPPRESS)
     common.add_model_options(made)
-    made.add_argument("--backend", default="auto", help="auto, numba or numpy (default: auto)")
+    made.add_argument("--backend", default="auto", help="auto, cupy (a GPU), numba or numpy (default: auto)")
     common.add_dtype_options(made)
     windows = made.add_argument_group("which tokens are scored (docs/perplexity.md says it exactly)")
     windows.add_argument(

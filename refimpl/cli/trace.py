@@ -41,7 +41,7 @@ def parser(prog: str) -> common.Parser:
     made.add_argument(
         "--feed", metavar="LENGTHS", help='through the cache in pieces of these lengths: "5,1,1"'
     )
-    made.add_argument("--backend", default="auto", help="auto, numba or numpy (default: auto)")
+    made.add_argument("--backend", default="auto", help="auto, cupy (a GPU), numba or numpy (default: auto)")
     common.add_dtype_options(made)
     common.add_hub_options(made)
     made.add_argument("-o", "--output", required=True, metavar="FILE", help="the file to write (or replace)")

@@ -75,7 +75,9 @@ class _AttentionOps:
             keep(f"{path}.all_values", value)
         if self._recorders.wants(f"{path}.scores"):
             # As the definition has them: a faster backend never holds them.
-            scores = self._backend.xp.matmul(query, key.swapaxes(-1, -2)) * scale
+            dtype = self._backend.dtype
+            rows, columns = query.astype(dtype, copy=False), key.astype(dtype, copy=False).swapaxes(-1, -2)
+            scores = self._backend.xp.matmul(rows, columns) * scale
             keep(f"{path}.scores", scores if mask.bias is None else scores + mask.bias)
         shown = self._recorders.wants(f"{path}.probabilities")
         context, weights = self._backend.attention(query, key, value, mask, scale, need_weights or shown)

@@ -14,6 +14,8 @@ import numpy as np
 from refimpl.cache import DynamicCache
 from refimpl.errors import InputError
 from refimpl.generation.processors import PADDING
+from refimpl.generation.repeated_step import RepeatedStep, can_repeat
+from refimpl.outputs import CausalLMOutputWithPast
 from refimpl.prompt_cache import PromptCache
 
 
@@ -51,6 +53,8 @@ class NextLogits:
         self._context, self._start = context, 0
         self._needs = needs
         self._is_first = True
+        self._may_repeat = not {"output_attentions", "output_hidden_states"} & set(needs)
+        self._repeated: RepeatedStep | None = None
         #: For each token that was asked for: attentions and hidden states of all layers, where needed.
         self.attentions: list[tuple[Any, ...]] = []
         self.hidden_states: list[tuple[Any, ...]] = []
@@ -73,6 +77,7 @@ class NextLogits:
         """Go on with other rows: row i is what row `rows[i]` was."""
         if not np.array_equal(rows, np.arange(len(self._mask))):
             self._mask = self._mask[rows]
+            self._may_repeat = False  # the cache moves with every choice
             if self.cache is not None:
                 self.cache.reorder_cache(rows)
 
@@ -97,6 +102,9 @@ class NextLogits:
                 if first:
                     self.cache.reused = common
             past = self.cache.get_seq_length()
+        goes_on = not first and past == ids.shape[1] - 1
+        if goes_on and self._may_repeat and can_repeat(self._model.backend, self.cache):
+            return self._after_one_more(ids, mask, positions, text)
         fed: dict[str, Any] = {"input_ids": ids[::copies, past:]}
         if self._embeds is not None and first:
             fed = {"inputs_embeds": self._embeds[::copies, past:]}
@@ -117,6 +125,20 @@ class NextLogits:
             self.cache.token_ids = text
         return outputs
 
+    def _after_one_more(
+        self, ids: np.ndarray, mask: np.ndarray | None, positions: np.ndarray | None, text: np.ndarray
+    ) -> CausalLMOutputWithPast:
+        """The model's outputs for the last token of each row, by a step that the backend repeats."""
+        assert self.cache is not None
+        past = ids.shape[1] - 1
+        if self._repeated is None or not self._repeated.fits(self.cache, past):
+            self._repeated = RepeatedStep(self._model, self.cache, None if mask is None else mask[:, :past])
+        at = np.full(len(ids), past) if positions is None else positions[:, -1]
+        logits = self._repeated(ids[:, -1], at)
+        if isinstance(self.cache, PromptCache):
+            self.cache.token_ids = text
+        return CausalLMOutputWithPast(logits=logits, past_key_values=self.cache)
+
     def _mask_of(self, ids: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Mask and positions of the visible text; None where nothing is padded and both are the model's own."""
         if not self._has_padding:
@@ -128,7 +150,7 @@ class NextLogits:
 
     def _repeat(self, outputs: Any, copies: int) -> None:
         """What was computed for each prompt, for each of its copies."""
-        rows = np.repeat(np.arange(len(outputs.logits)), copies)
+        rows = np.repeat(np.arange(len(outputs.logits)), copies).tolist()
         outputs.logits = outputs.logits[rows]
         for name in ("attentions", "hidden_states"):
             if getattr(outputs, name) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refimpl import DynamicCache, PromptCache, StaticCache
+from refimpl import DynamicCache, PromptCache, StaticCache, to_numpy
 from refimpl.errors import InputError, RefimplError
 from tests.tiny import tiny_config, tiny_ids, tiny_model
 
@@ -14,8 +14,13 @@ TOLERANCE = {"float32": 3e-6, "float64": 5e-15}
 
 
 def same(a, b, dtype):
+    a, b = to_numpy(a), to_numpy(b)
     assert a.dtype == b.dtype == dtype
     assert np.abs(a - b).max() <= TOLERANCE[dtype] * np.abs(b).max()
+
+
+def joined(pieces):
+    return np.concatenate([to_numpy(piece) for piece in pieces], axis=1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -26,7 +31,7 @@ def test_split_at_every_position(backend, dtype, split):
     full = model(ids).logits
     first = model(ids[:, :split])
     second = model(ids[:, split:], past_key_values=first.past_key_values)
-    same(np.concatenate([first.logits, second.logits], axis=1), full, dtype)
+    same(joined([first.logits, second.logits]), full, dtype)
     assert second.past_key_values is first.past_key_values
     assert second.past_key_values.get_seq_length() == 9
 
@@ -36,7 +41,7 @@ def test_token_by_token_with_left_padding(backend):
     ids, mask = tiny_ids(), np.ones((2, 9), np.int64)
     mask[1, :4] = 0
     positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    full = model(ids, attention_mask=mask, position_ids=positions).logits
+    full = to_numpy(model(ids, attention_mask=mask, position_ids=positions).logits)
     cache = DynamicCache()
     for i in range(9):
         step = model(
@@ -46,7 +51,7 @@ def test_token_by_token_with_left_padding(backend):
             past_key_values=cache,
         )
         real = mask[:, i] == 1
-        same(step.logits[real, 0], full[real, i], "float64")
+        same(to_numpy(step.logits)[real, 0], full[real, i], "float64")
 
 
 def test_many_tokens_cross_the_blocks_of_storage(backend):
@@ -54,7 +59,7 @@ def test_many_tokens_cross_the_blocks_of_storage(backend):
     ids = tiny_ids(1, 200)
     cache = DynamicCache()
     steps = [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(200)]
-    same(np.concatenate(steps, axis=1), model(ids).logits, "float64")
+    same(joined(steps), model(ids).logits, "float64")
 
 
 def test_the_tuple_of_earlier_versions_goes_in_and_reads_out(backend):
@@ -64,7 +69,7 @@ def test_the_tuple_of_earlier_versions_goes_in_and_reads_out(backend):
     assert len(cache) == 3
     key, value = cache[0]
     assert key.shape == value.shape == (2, 3, 5, 8)
-    pairs = tuple((np.array(k), np.array(v)) for k, v in cache)
+    pairs = tuple((to_numpy(k).copy(), to_numpy(v).copy()) for k, v in cache)
     before = pairs[0][0].copy()
     out = model(ids[:, 5:], past_key_values=pairs)
     same(out.logits, model(ids).logits[:, 5:], "float32")
@@ -180,14 +185,14 @@ def test_a_cache_in_16_bits_is_attention_over_rounded_keys_and_values(backend, d
     """The same as rounding what each layer's attention is given; token by token as at once."""
     model, ids = tiny_model(backend=backend), tiny_ids(2)
     whole = DynamicCache(dtype=dtype)
-    logits = model(ids, past_key_values=whole).logits
-    exact = model(ids).logits
+    logits = to_numpy(model(ids, past_key_values=whole).logits)
+    exact = to_numpy(model(ids).logits)
     largest = np.abs(exact).max()
     assert 1e-6 < np.abs(logits - exact).max() / largest < 0.05
     assert whole[0][0].dtype.name == dtype
     one = DynamicCache(dtype=dtype)
     steps = [model(ids[:, i : i + 1], past_key_values=one).logits for i in range(ids.shape[1])]
-    assert np.concatenate(steps, axis=1) == pytest.approx(logits, abs=1e-5 * float(largest))
+    assert joined(steps) == pytest.approx(logits, abs=1e-5 * float(largest))
     full = model(ids, use_cache=True).past_key_values
     for rounded, array in zip(
         whole[0], full[0], strict=True

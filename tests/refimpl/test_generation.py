@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from refimpl import GenerationConfig, GPTNeoXJapaneseForCausalLM
+from refimpl import GenerationConfig, GPTNeoXJapaneseForCausalLM, to_numpy
 from refimpl.errors import InputError, NumericalError
 from refimpl.generation.logits import apply_temperature, choose, draw, in_top_k, in_top_p, probabilities
 from refimpl.generation.random import fresh_seed, uniform
@@ -90,7 +90,7 @@ def model(backend):
 
 def greedy_by_hand(model, ids, steps):
     for _ in range(steps):
-        ids = np.concatenate([ids, model(ids).logits[:, -1].argmax(-1)[:, None]], axis=1)
+        ids = np.concatenate([ids, to_numpy(model(ids).logits)[:, -1].argmax(-1)[:, None]], axis=1)
     return ids
 
 
@@ -343,7 +343,8 @@ def test_guidance_leads_away_from_the_other_prompt(model):
     text, away = ids, other
     for _ in range(6):
         with_prompt, without = (
-            np.log(probabilities(model(one).logits[:, -1].astype(np.float64))) for one in (text, away)
+            np.log(probabilities(to_numpy(model(one).logits)[:, -1].astype(np.float64)))
+            for one in (text, away)
         )
         new = (without + 1.7 * (with_prompt - without)).argmax(-1)[:, None]
         text, away = np.concatenate([text, new], axis=1), np.concatenate([away, new], axis=1)

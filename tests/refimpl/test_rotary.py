@@ -20,7 +20,8 @@ def rotary(rope_parameters, backend="numpy", dtype="float64", **changes):
         hidden_size=64, num_attention_heads=2, rotary_pct=0.5, max_position_embeddings=LONGEST,
         rope_parameters=rope_parameters, **changes,
     )  # fmt: skip
-    return RotaryEmbedding(get_backend(backend, dtype=dtype), config)
+    embedding = RotaryEmbedding(get_backend(backend, dtype=dtype), config)
+    return lambda positions: embedding(embedding.backend.asarray(positions))
 
 
 def angles_per_position(embedding, length=2):
@@ -162,5 +163,6 @@ def test_every_type_works_for_both_families(backend):
             hidden_size=32, num_attention_heads=2, rotary_pct=1.0, rope_scaling={"type": "linear", "factor": 2.0}
         )  # fmt: skip
         assert config.rope_parameters["rope_type"] == "linear"
-        cos, _ = RotaryEmbedding(get_backend(backend), config)(np.arange(5)[None])
+        ops = get_backend(backend)
+        cos, _ = RotaryEmbedding(ops, config)(ops.asarray(np.arange(5)[None]))
         assert cos.shape == (1, 5, 8)

@@ -1,0 +1,129 @@
+"""One token for each row, computed by the same instructions every time: what a backend can record and repeat.
+
+Whatever changes from token to token lies in arrays that stay where they are: the ids, their positions, and how many
+tokens the cache holds.  So the step takes no arguments, and depends on no number of the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from refimpl.backends.base import Backend
+from refimpl.backends.mask import AttentionMask
+from refimpl.cache import DynamicCache
+from refimpl.inputs import warn_beyond_context
+from refimpl.static_cache import StaticCache
+
+Array = Any
+
+#: A cache gets room for as many tokens as it has, but for so many at least and at most.
+_FEWEST, _MOST = 512, 1024
+
+
+@runtime_checkable
+class RecordingBackend(Protocol):
+    """A backend that gains by recording what it is to compute again."""
+
+    def recorded(self, step: Callable[[], Array]) -> Callable[[], Array]:
+        """`step`, as one whole.  It reads and writes arrays that stay where they are, and so does its result."""
+
+
+def can_repeat(backend: Any, cache: Any) -> bool:
+    """Whether the backend records steps, and the cache keeps one more token as a recorded step would."""
+    if not isinstance(backend, RecordingBackend) or not isinstance(cache, DynamicCache):
+        return False
+    if isinstance(cache, StaticCache) and cache.get_seq_length() >= cache.max_cache_len:
+        return False
+    return type(cache).update in (DynamicCache.update, StaticCache.update)
+
+
+class RepeatedStep:
+    """The next token of every row, after those that a cache holds.
+
+    Args:
+        model: the language model.
+        cache: filled with at least one token.  It gets room for more, and grows by each token as it would otherwise.
+        visible: `[rows, tokens]`, of the tokens in the cache: 0 at padding.  None: no padding.
+    """
+
+    def __init__(self, model: Any, cache: DynamicCache, visible: np.ndarray | None):
+        backend, past = model.backend, cache.get_seq_length()
+        self._model, self._cache = model, cache
+        self._layers = list(cache._layers)
+        if not isinstance(cache, StaticCache):
+            for layer in self._layers:
+                layer.move(past + min(max(past, _FEWEST), _MOST), backend)
+        self._storage = [(layer.key_storage, layer.value_storage) for layer in self._layers]
+        for key, value in self._storage:
+            key[:, :, past:], value[:, :, past:] = (
+                0,
+                0,
+            )  # the definition multiplies by zero what is not visible
+        self._rows, _, self._room, _ = self._storage[0][0].shape
+        # Ids and positions of each row, and how many tokens the cache holds, in one array: they change together.
+        self._state = backend.asarray(np.zeros(2 * self._rows + 1, np.int64))
+        self._mask = AttentionMask(offset=self._state[-1:], key_visible=self._key_visible(backend, visible))
+        self._placed = _PlacedCache(self._storage, self._state[-1:], cache)
+        self._step = backend.recorded(self._compute)
+
+    def _key_visible(self, backend: Backend, visible: np.ndarray | None) -> Array | None:
+        """[rows, room] bool; what comes later is no padding."""
+        if visible is None:
+            return None
+        keys = np.ones((self._rows, self._room), dtype=bool)
+        keys[:, : visible.shape[1]] = visible != 0
+        return backend.asarray(keys)
+
+    def fits(self, cache: DynamicCache, past: int) -> bool:
+        """Whether this step can compute the next token: the cache is where it was, and has room for one more."""
+        same = cache is self._cache and len(cache._layers) == len(self._layers)
+        return same and past < self._room and cache._layers[-1].key_storage is self._storage[-1][0]
+
+    def __call__(self, ids: np.ndarray, positions: np.ndarray) -> Array:
+        """Logits after one more token in each row.  2 x [rows] -> [rows, 1, vocab], valid until the next call"""
+        past = self._cache.get_seq_length()
+        warn_beyond_context(past + 1, self._model.config.max_position_embeddings)
+        self._state[...] = self._model.backend.asarray(np.concatenate([ids, positions, [past]]))
+        logits = self._step()
+        for layer in self._layers:
+            layer.length = past + 1
+        return logits
+
+    def _compute(self) -> Array:
+        ids, positions = self._state[: self._rows, None], self._state[self._rows : -1, None]
+        outputs = self._model(
+            inputs_embeds=self._model.get_input_embeddings()(ids),
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._placed,
+            use_cache=True,
+            output_attentions=False,
+            output_hidden_states=False,
+            return_dict=True,
+        )
+        return outputs.logits
+
+
+class _PlacedCache(DynamicCache):
+    """The storage of another cache, written to at a position that lies in an array.
+
+    It gives all of its storage: which keys are filled is said by the mask.
+    """
+
+    def __init__(self, storage: list[tuple[Array, Array]], at: Array, cache: DynamicCache):
+        super().__init__(dtype=cache.dtype)
+        self._storage, self._at, self._of = storage, at, cache
+
+    def update(self, key: Array, value: Array, layer_idx: int, backend: Backend) -> tuple[Array, Array]:
+        kept = self._storage[layer_idx]
+        backend.store(*kept, key, value, self._at)
+        return kept
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._of.get_seq_length(layer_idx)
+
+    def crop(self, max_length: int) -> None:
+        """Nothing to do: the other cache counts a token when it has been computed."""

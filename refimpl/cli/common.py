@@ -23,7 +23,7 @@ from refimpl.errors import (
 MAX_TEXT_BYTES = 64 << 20
 
 WEIGHT_DTYPES = ("float64", "float32", "float16", "bfloat16", "int8", "nf4")
-MATMUL_DTYPES = ("float32", "bfloat16", "int8")
+MATMUL_DTYPES = ("float32", "bfloat16", "float16", "tf32", "int8")
 
 _LONG_OPTION = re.compile(r"--[A-Za-z][A-Za-z0-9-]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -80,6 +80,25 @@ def add_dtype_options(parser: Parser) -> None:
     parser.add_argument(
         "--weight-dtype", choices=WEIGHT_DTYPES, help="keep large matrices so (default: as in the file)"
     )
+
+
+def add_computing_options(parser: Parser) -> None:
+    """What computes, and with what numbers: `computing_options` reads them."""
+    parser.add_argument("--backend", default="auto", help="auto, cupy (a GPU), numba or numpy (default: auto)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, or cuda:1 for the second GPU")
+    add_dtype_options(parser)
+
+
+def add_matmul_dtype_option(parser: Parser) -> None:
+    parser.add_argument(
+        "--matmul-dtype", choices=MATMUL_DTYPES, help="round the factors of products; long prompts are read faster"
+    )
+
+
+def computing_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `from_pretrained`."""
+    names = ("backend", "device", "dtype", "weight_dtype", "matmul_dtype")
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 def add_output_options(parser: Parser) -> None:

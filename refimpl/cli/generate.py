@@ -121,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
         "backend": model.backend.name,
         "dtype": str(model.dtype),
         "weight_dtype": args.weight_dtype,
+        "matmul_dtype": model.backend.matmul_dtype,
     }
     output = _Output(args, used, seed)
     with Interrupt() as interrupt:

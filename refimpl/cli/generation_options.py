@@ -143,9 +143,9 @@ _NOT_IN_CHAT |= {"min_length", "use_cache", "cache_implementation"}
 def add_model_options(parser: common.Parser) -> None:
     """Which model, and how it computes."""
     common.add_model_options(parser)
-    parser.add_argument("--backend", default="auto", help="auto, cupy (a GPU), numba or numpy (default: auto)")
+    common.add_computing_options(parser)
+    common.add_matmul_dtype_option(parser)
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="compute on N processors")
-    common.add_dtype_options(parser)
 
 
 def add_generation_options(parser: common.Parser, default_new_tokens: int, is_chat: bool = False) -> None:
@@ -309,10 +309,8 @@ def load_model(args: argparse.Namespace, name: str, config: PreTrainedConfig) ->
     return AutoModelForCausalLM.from_pretrained(
         name,
         config=config,
-        backend=args.backend,
-        dtype=args.dtype,
-        weight_dtype=args.weight_dtype,
         threads=args.threads,
+        **common.computing_options(args),
         **common.hub_options(args),
     )
 

@@ -35,8 +35,8 @@ def parser(prog: str) -> common.Parser:
     made.add_argument("text", nargs="?", metavar="FILE", help='a UTF-8 file; "-": read standard input')
     made.add_argument("-f", "--file", help=argparse.SUPPRESS)
     common.add_model_options(made)
-    made.add_argument("--backend", default="auto", help="auto, cupy (a GPU), numba or numpy (default: auto)")
-    common.add_dtype_options(made)
+    common.add_computing_options(made)
+    common.add_matmul_dtype_option(made)
     windows = made.add_argument_group("which tokens are scored (docs/perplexity.md says it exactly)")
     windows.add_argument(
         "-c",
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     config = AutoConfig.from_pretrained(name, **hub)
     plan = _plan(text, name, config, args, base)
     model = AutoModelForCausalLM.from_pretrained(
-        name, config=config, backend=args.backend, dtype=args.dtype, weight_dtype=args.weight_dtype, **hub
+        name, config=config, **common.computing_options(args), **hub
     )
     reading = _Run(plan, model, args.batch)
     with _writer(plan, model, name, args) as writer:
@@ -269,6 +269,7 @@ def _writer(plan: Plan, model: Any, name: str, args: argparse.Namespace) -> Any:
         "backend": model.backend.name,
         "dtype": str(model.dtype),
         "weight_dtype": str(args.weight_dtype or "as in the file"),
+        "matmul_dtype": model.backend.matmul_dtype or "float32",
         "context": str(plan.context),
         "stride": str(plan.stride or 0),
         "characters": str(plan.characters),

@@ -29,6 +29,7 @@ def as_json(run: Any, name: str, args: argparse.Namespace) -> dict[str, Any]:
         "backend": run.model.backend.name,
         "dtype": str(run.model.dtype),
         "weight_dtype": args.weight_dtype,
+        "matmul_dtype": run.model.backend.matmul_dtype,
         "method": "chunks" if plan.stride is None else "stride",
         "context": plan.context,
         "stride": plan.stride,
@@ -52,7 +53,7 @@ def as_json(run: Any, name: str, args: argparse.Namespace) -> dict[str, Any]:
     if run.parts:
         from refimpl.evaluation.divergence import Divergence
 
-        base = {key: plan.base.metadata.get(key) for key in ("model", "backend", "dtype", "weight_dtype")}
+        base = {key: plan.base.metadata.get(key) for key in ("model", "backend", "dtype", "weight_dtype", "matmul_dtype")}
         report["kl_divergence"] = {"base": base, **Divergence.joined(run.parts).report()}
     return report
 

@@ -41,8 +41,7 @@ def parser(prog: str) -> common.Parser:
     made.add_argument(
         "--feed", metavar="LENGTHS", help='through the cache in pieces of these lengths: "5,1,1"'
     )
-    made.add_argument("--backend", default="auto", help="auto, cupy (a GPU), numba or numpy (default: auto)")
-    common.add_dtype_options(made)
+    common.add_computing_options(made)
     common.add_hub_options(made)
     made.add_argument("-o", "--output", required=True, metavar="FILE", help="the file to write (or replace)")
     common.add_output_options(made)
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         patterns, names_of(model_class.skeleton(config, get_backend("numpy")))
     )  # before anything is loaded
     model = model_class.from_pretrained(
-        name, config=config, backend=args.backend, dtype=args.dtype, weight_dtype=args.weight_dtype, **hub
+        name, config=config, **common.computing_options(args), **hub
     )
     trace = replay(model, calls, patterns)
     if not args.ids:

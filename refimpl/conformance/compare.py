@@ -146,10 +146,12 @@ def _refuse_other_inputs(a: Trace, b: Trace) -> None:
 
 
 def _recorded(b: Given) -> Precision | None:
-    """What a trace says of how it was computed."""
-    if b.trace is None or b.trace.about.get("dtype") not in ("float32", "float64"):
+    """What a trace says of how it was computed; None where it says nothing that there are tolerances for."""
+    about = {} if b.trace is None else b.trace.about
+    computed = about.get("matmul_dtype") or about.get("dtype")
+    if computed not in ("float16", "bfloat16", "float32", "float64"):
         return None
-    return Precision(b.trace.about["dtype"], b.trace.about.get("weight_dtype"))
+    return Precision(computed, about.get("weight_dtype"))
 
 
 def _widest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -257,7 +259,8 @@ def _guess_weights(
 
 def _check_a(a: Trace, oracle: Oracle, made: Comparison) -> None:
     """Whether the trace itself is what the model computes."""
-    recorded = Precision(str(a.about.get("dtype", "float32")), a.about.get("weight_dtype"))
+    computed = a.about.get("matmul_dtype") or a.about.get("dtype", "float32")
+    recorded = Precision(str(computed), a.about.get("weight_dtype"))
     if recorded.weights != oracle.weights or recorded.compute not in ("float32", "float64"):
         return
     for name, yardstick in oracle.yardsticks(recorded).items():

@@ -65,6 +65,7 @@ def about(model: Any) -> dict[str, Any]:
         "backend": model.backend.name,
         "dtype": str(np.dtype(model.dtype)),
         "weight_dtype": _narrow_weights(model),
+        "matmul_dtype": model.backend.matmul_dtype,
     }
 
 

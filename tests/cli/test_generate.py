@@ -69,6 +69,7 @@ def test_json_says_the_same(refimpl, model):
         "backend": "numba",
         "dtype": "float32",
         "weight_dtype": None,
+        "matmul_dtype": None,
         "max_new_tokens": 30,
         "do_sample": True,
         "temperature": 2.0,

@@ -37,8 +37,8 @@ _QUERIES = 4
 #: Keys whose values are read while they are added to one group of 16 dimensions after the other.
 _KEYS = 64
 
-#: How far ahead keys and values are asked for, in numbers: 4 kB.
-_AHEAD = 1024
+#: How many bytes ahead keys and values are asked for (see `tiles.py`).
+_AHEAD = 3072
 
 _HIDDEN = np.float32(-np.inf)
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -54,14 +54,33 @@ def _part_of(array, place, dimension, head_dim):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _score_one(query, query_at, key, key_at, step, keys, head_dim, scale, scores, row):
-    for t in range(keys):
+    """Four keys at a time: their sums then do not wait for each other."""
+    ahead = _AHEAD // key.itemsize
+    whole = keys // 4 * 4
+    for t in range(0, whole, 4):
         at = key_at + t * step
-        sums = broadcast(_ZERO)
+        a = broadcast(_ZERO)
+        b = broadcast(_ZERO)
+        c = broadcast(_ZERO)
+        d = broadcast(_ZERO)
         for dimension in range(0, head_dim, LANES):
-            prefetch(key, at + dimension + _AHEAD)
-            here = _part_of(key, at, dimension, head_dim)
-            sums = fma(_part_of(query, query_at, dimension, head_dim), here, sums)
-        scores[row, t] = total(sums) * scale
+            for i in range(4):
+                prefetch(key, at + i * step + dimension + ahead)
+            here = _part_of(query, query_at, dimension, head_dim)
+            a = fma(here, _part_of(key, at, dimension, head_dim), a)
+            b = fma(here, _part_of(key, at + step, dimension, head_dim), b)
+            c = fma(here, _part_of(key, at + 2 * step, dimension, head_dim), c)
+            d = fma(here, _part_of(key, at + 3 * step, dimension, head_dim), d)
+        sums = totals(a, b, c, d)
+        for i in range(4):
+            scores[row, t + i] = sums[i] * scale
+    for t in range(whole, keys):
+        at = key_at + t * step
+        a = broadcast(_ZERO)
+        for dimension in range(0, head_dim, LANES):
+            here = _part_of(query, query_at, dimension, head_dim)
+            a = fma(here, _part_of(key, at, dimension, head_dim), a)
+        scores[row, t] = total(a) * scale
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -116,16 +135,45 @@ def _value_of(value, place, dimension, head_dim):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _gather_one(scores, row, value, value_at, step, keys, head_dim, sums):
-    """sums[row] = the sum of the values, each times its weight; in the last 16 numbers the sum of the weights"""
-    width = sums.shape[1]
+    """sums[row] = the sum of the values, each times its weight; in the last 16 numbers the sum of the weights
+
+    Four times 16 dimensions at a time: rows of values are then read in long pieces.
+    """
+    width, ahead = sums.shape[1], _AHEAD // value.itemsize
+    whole = head_dim // (4 * LANES) * (4 * LANES)
     for begin in range(0, keys, _KEYS):
         end = min(keys, begin + _KEYS)
-        for dimension in range(0, width, LANES):
+        for dimension in range(0, whole, 4 * LANES):
+            into = row * width + dimension
+            if begin == 0:
+                a = broadcast(_ZERO)
+                b = broadcast(_ZERO)
+                c = broadcast(_ZERO)
+                d = broadcast(_ZERO)
+            else:
+                a = load(sums, into)
+                b = load(sums, into + LANES)
+                c = load(sums, into + 2 * LANES)
+                d = load(sums, into + 3 * LANES)
+            for t in range(begin, end):
+                at = value_at + t * step + dimension
+                weight = broadcast(scores[row, t])
+                for line in range(0, 4 * LANES, LANES):
+                    prefetch(value, at + line + ahead)
+                a = fma(weight, load(value, at), a)
+                b = fma(weight, load(value, at + LANES), b)
+                c = fma(weight, load(value, at + 2 * LANES), c)
+                d = fma(weight, load(value, at + 3 * LANES), d)
+            store(sums, into, a)
+            store(sums, into + LANES, b)
+            store(sums, into + 2 * LANES, c)
+            store(sums, into + 3 * LANES, d)
+        for dimension in range(whole, width, LANES):
             into = row * width + dimension
             a = broadcast(_ZERO) if begin == 0 else load(sums, into)
             for t in range(begin, end):
                 at = value_at + t * step
-                prefetch(value, at + dimension + _AHEAD)
+                prefetch(value, at + dimension + ahead)
                 a = fma(broadcast(scores[row, t]), _value_of(value, at, dimension, head_dim), a)
             store(sums, into, a)
 

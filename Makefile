@@ -18,7 +18,7 @@ export REFIMPL_DATA
 # The CUDA of the packages that `make test-gpu` installs: what the driver knows, as nvidia-smi says it.
 CUDA ?= $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\(1[23]\).*/\1/p')
 
-.PHONY: demo test test-gpu fuzz lint conformance conform check-long bench bench-model train goldens clean help
+.PHONY: demo test test-gpu fuzz lint conformance conform check-long bench bench-model bench-gpu train goldens clean help
 
 help:
 	@echo "make demo         print Japanese text written by the model that ships inside the package"
@@ -30,6 +30,7 @@ help:
 	@echo "make check-long   the same with a million random texts and 200 works for each tokenizer; a million draws; every GPU kernel, if nvcc is here; kill 1,000 saves"
 	@echo "make bench        measure speed beside other implementations (installs transformers and tiktoken)"
 	@echo "make bench-model  measure how fast a model reads and writes, beside transformers (installs PyTorch)"
+	@echo "make bench-gpu    measure a GPU: speed beside transformers, numbers beside float64 (installs PyTorch and CuPy)"
 	@echo "make conform      run this program and transformers over the suite of golden cases"
 	@echo "make train        train the embedded model again"
 	@echo "make goldens      make the golden vectors again, from transformers"
@@ -74,6 +75,13 @@ bench: .venv-bench/ready
 bench-model: .venv-conformance/ready
 	.venv-conformance/bin/refimpl bench model --vs transformers $(BENCH)
 
+# For example: make bench-gpu OUT=record BENCH="--runs numbers,float16"
+# With REFIMPL="python3 -m refimpl" nothing is installed: that Python has to have CuPy, and torch for the comparison.
+OUT ?= build/gpu-record
+REFIMPL ?= .venv-bench-gpu/bin/refimpl
+bench-gpu: $(if $(filter .venv-%,$(REFIMPL)),.venv-bench-gpu/ready)
+	$(REFIMPL) bench gpu --out $(OUT) $(BENCH)
+
 conform: .venv-conformance/ready
 	.venv-conformance/bin/refimpl conform run --backend numba --jobs 2
 	.venv-conformance/bin/refimpl conform run --cmd ".venv-conformance/bin/python docs/conformance/adapters/transformers_engine.py" --xfail docs/conformance/adapters/transformers.xfail
@@ -88,6 +96,7 @@ goldens: .venv-conformance/ready
 .venv-test/ready: EXTRA = [test]
 .venv-conformance/ready: EXTRA = [test,conformance]
 .venv-bench/ready: EXTRA = [bench]
+.venv-bench-gpu/ready: EXTRA = [conformance,cuda$(or $(CUDA),12)]
 .venv-gpu/ready: EXTRA = [test,cuda$(or $(CUDA),12)]
 
 .venv-%/ready: pyproject.toml

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from refimpl.cli.bench import model as command
-from refimpl.cli.bench import model_cases, model_shapes, our_model
+from refimpl.cli.bench import model_cases, model_limits, model_request, model_shapes, our_model
 from refimpl.cli.bench.model_cases import Rate
 from refimpl.cli.bench.model_sides import Test as Case
 from tests.cli.test_main import error_of
@@ -39,7 +38,7 @@ TINY = {
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is measured in no time, and a shape that is."""
-    monkeypatch.setattr(model_cases, "LIMITS_SCALE", LIMITS)
+    monkeypatch.setattr(model_limits, "LIMITS_SCALE", LIMITS)
     monkeypatch.setitem(model_shapes.SHAPES, "tiny", TINY)
 
 
@@ -111,7 +110,7 @@ def test_wrong_calls(bench, arguments, expected):
 def test_peers_that_are_not_there(bench, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "llama-bench is not on the PATH" in error_of(bench("--vs", "llama.cpp", "--gguf", "a.gguf"), 1)
-    monkeypatch.setattr(command, "_ARE_THERE", "import sys; sys.exit(1)")
+    monkeypatch.setattr(model_request, "_ARE_THERE", "import sys; sys.exit(1)")
     message = error_of(bench("--vs", "transformers"), 2)
     assert "--vs transformers: transformers and torch are not both installed for this Python" in message
     monkeypatch.setattr(model_cases.participants, "PEERS", tmp_path)
@@ -122,6 +121,9 @@ def test_what_does_not_fit_is_refused_before_a_process_starts(bench, monkeypatch
     monkeypatch.setattr(
         model_cases, "Participant", lambda *_, **__: pytest.fail("a process would have been started")
     )
+    monkeypatch.setattr(
+        model_limits, "Participant", lambda *_, **__: pytest.fail("a process would have been started")
+    )
     monkeypatch.setattr("refimpl.memory.available_memory", lambda: 10**9)
     message = error_of(bench("--shape", "2.7b", "--weight-dtype", "float16"), 1)
     assert "this needs 5.2 GB of memory; found 800.0 MB at most" in message
@@ -130,7 +132,7 @@ def test_what_does_not_fit_is_refused_before_a_process_starts(bench, monkeypatch
 
 def test_the_peer_needs_memory_too(bench, monkeypatch):
     """The tiny model takes 0.8 MB in float32; there is room for one of them, not for two."""
-    monkeypatch.setattr(command, "_check_installed", lambda *_: None)
+    monkeypatch.setattr(model_request, "_check_installed", lambda *_: None)
     monkeypatch.setattr("refimpl.memory.available_memory", lambda: 1_800_000)
     message = error_of(bench("--shape", "tiny", "--vs", "transformers"), 1)
     assert "weights of GPTNeoXForCausalLM and a peer's: this needs" in message
@@ -259,7 +261,7 @@ def test_tables(bench, model):
     assert "\n1 thread: reading memory " in where
     assert "\nrefimpl: refimpl " in where
     head, prompt, made = tests.splitlines()
-    assert " ".join(head.split()) == "model size params backend threads test t/s best of limit"
+    assert " ".join(head.split()) == "model size params backend threads test t/s best achieved of limit"
     assert "gpt_neox_japanese float32" in prompt
     assert " pp6 " in prompt
     assert " ± " in prompt
@@ -275,8 +277,10 @@ def test_tables(bench, model):
 
 def test_markdown(bench, model):
     lines = bench("--model", model, "--md").stdout.decode().splitlines()
-    first = lines.index("| model | size | params | backend | threads | test | t/s | best | of limit |")
-    assert lines[first + 1] == "| --- | ---: | ---: | --- | ---: | --- | ---: | ---: | ---: |"
+    first = lines.index(
+        "| model | size | params | backend | threads | test | t/s | best | achieved | of limit |"
+    )
+    assert lines[first + 1] == "| --- | ---: | ---: | --- | ---: | --- | ---: | ---: | ---: | ---: |"
     assert [line.split(" | ")[5] for line in lines[first + 2 : first + 4]] == ["pp6", "tg3"]
     assert lines[0] == f"- {model}"
 

@@ -14,8 +14,7 @@ from refimpl.auto import AutoModelForCausalLM
 from refimpl.backends import get_backend
 from refimpl.backends.base import Backend
 from refimpl.backends.quantized import Int8Matrix, NF4Matrix
-from refimpl.cli.bench import model as command
-from refimpl.cli.bench import model_cases, our_machine, our_model, random_weights
+from refimpl.cli.bench import model_cases, model_request, our_machine, our_model, random_weights
 from refimpl.cli.bench.llama_bench import LlamaBench
 from refimpl.cli.bench.memory_watch import MemoryWatch
 from refimpl.cli.bench.model_sides import Test as Case
@@ -58,7 +57,7 @@ def sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (tmp_path / "ours.py").write_text(PEER.format(name="O", trouble=ours))
         monkeypatch.setattr(model_cases.participants, "PEERS", tmp_path)
         monkeypatch.setattr(model_cases, "OURS", tmp_path / "ours.py")
-        monkeypatch.setattr(command, "_check_installed", lambda *_: None)
+        monkeypatch.setattr(model_request, "_check_installed", lambda *_: None)
         return tmp_path / "turns"
 
     return make

@@ -16,8 +16,8 @@ from tests.tiny import save_tiny
 SCRIPT = """
 import json, sys
 from refimpl import cli
-from refimpl.cli.bench import model_cases, model_shapes
-model_cases.LIMITS_SCALE.update(bytes=1 << 20, size=32, repeat=1)
+from refimpl.cli.bench import model_limits, model_shapes
+model_limits.LIMITS_SCALE.update(bytes=1 << 20, size=32, repeat=1)
 model_shapes.SHAPES["tiny"] = json.loads(sys.argv[1])
 sys.exit(cli.main(sys.argv[2:]))
 """

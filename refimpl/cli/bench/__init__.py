@@ -19,6 +19,7 @@ from refimpl.errors import InputError, quote
 SUBJECTS = {
     "tokenizer": ("tokenizer", "encoding and decoding, in MB/s"),
     "model": ("model", "reading a prompt and writing, in tokens/s, with any backend"),
+    "gpu": ("gpu", "all that a GPU is measured for, and how it stands to the aims"),
 }
 
 _HELP = """\

@@ -6,27 +6,25 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from refimpl.cli.bench import participants
 from refimpl.cli.bench.llama_bench import LlamaBench
+from refimpl.cli.bench.model_limits import Limits
 from refimpl.cli.bench.model_sides import ProcessSide, Side, Test
 from refimpl.cli.bench.pairs import Spread, ratios, take_turns
 from refimpl.cli.bench.participants import Participant
 from refimpl.errors import RefimplError
-from refimpl.memory import memory_limit
 
 OURS = Path(__file__).with_name("our_model.py")
-MACHINE = Path(__file__).with_name("our_machine.py")
-
-#: What the machine is measured with: bytes to read, size of the matrices, and how often.
-LIMITS_SCALE = {"bytes": 1 << 30, "size": 2048, "repeat": 5}
-
 # A slow machine needs minutes for a long prompt, and to quantize a large model [s].
 _LIMIT = 3600.0
+
+# How long the prompt is of a process that is started only to see how soon it writes.
+_START_PROMPT = 16
 
 
 @dataclass(frozen=True)
@@ -49,27 +47,6 @@ class Rate:
 
 
 @dataclass
-class Limits:
-    """What the machine can do with so many threads: every rate that was measured, before and after the models.
-
-    `bytes` are those that were read.
-    """
-
-    threads: int
-    bytes: int = 0
-    read_bytes_per_s: list[float] = field(default_factory=list)
-    gemm_flop_per_s: list[float] = field(default_factory=list)
-
-    @property
-    def best_read(self) -> float | None:
-        return max(self.read_bytes_per_s, default=None)
-
-    @property
-    def best_gemm(self) -> float | None:
-        return max(self.gemm_flop_per_s, default=None)
-
-
-@dataclass
 class Against:
     """One peer in one test: `ratio` is how many times as long as we it takes, pair by pair."""
 
@@ -83,7 +60,7 @@ class Against:
 
 @dataclass
 class Measured:
-    """One test. `bytes` and `flop` are what a token costs on average; a share is that of the machine's limit."""
+    """One test. `bytes` and `flop` are what a token costs on average; a share is that of the device's limit."""
 
     test: str
     action: str
@@ -93,7 +70,10 @@ class Measured:
     flop: float
     seconds: list[float] = field(default_factory=list)
     tokens_per_s: Rate | None = None
+    bytes_per_s: float | None = None
+    flop_per_s: float | None = None
     read_share: float | None = None
+    copy_share: float | None = None
     gemm_share: float | None = None
     against: list[Against] = field(default_factory=list)
 
@@ -106,34 +86,59 @@ class Joined:
     said: dict[str, Any]
     first_token_s: float | None = None
     memory: int | None = None
+    #: Of a GPU: `device_bytes`, `pool_bytes`, `used_bytes` (see `our_model.DeviceMemory`).
+    device_memory: dict[str, int | None] | None = None
+    #: The seconds of the first step of a text, which is recorded while it is computed.
+    recording_s: float | None = None
+    #: Of new processes that load the model and write one token: `import_s`, `load_s`, `first_token_s` of each.
+    starts: list[dict[str, float]] = field(default_factory=list)
+    #: Of those, loading and the first token, as a multiple of copying just the weights from pinned memory.
+    start_ratio: float | None = None
+    #: What it has warned of.
+    notes: list[str] = field(default_factory=list)
     #: Of a peer: how many of the first tokens of a test were the same as ours, until one differed.
     same_tokens: list[int] | None = None
 
 
 @dataclass
 class Combination:
-    """Our model with one backend, one form of weights and one number of threads."""
+    """Our model with one backend, one form of weights and one number of threads.
+
+    `backend` is as it was asked for; `engine` and `device` say which one that is, and where it computes.
+    """
 
     backend: str
     weight_dtype: str | None
     threads: int
     matmul_dtype: str | None = None
+    engine: str = ""
+    device: str = "cpu"
+    gemm_dtype: str = "float32"
+    graph: bool = True
     ours: Joined | None = None
     tests: list[Measured] = field(default_factory=list)
     peers: list[Joined] = field(default_factory=list)
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: str | None = None
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != "cpu"
+
 
 @dataclass(frozen=True)
 class Peer:
-    """Another program: an adapter for `worker.py`, or (without a script) llama-bench."""
+    """Another program: an adapter for `worker.py`, or (without a script) llama-bench.
+
+    One that is compiled only writes: its prompts are read by the program as it stands, which is a peer of its own.
+    """
 
     name: str
     script: Path | None
     program: str
     options: dict[str, Any] = field(default_factory=dict)
     gguf: Path | None = None
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,11 +155,14 @@ class Setting:
     profile: bool
     peers: list[Peer]
     note: Callable[[str], None]
+    starts: int = 0
 
     def ours(self, combination: Combination) -> ProcessSide:
         options = {
             "random": self.random,
-            "backend": combination.backend,
+            "backend": combination.engine or combination.backend,
+            "device": combination.device if combination.on_gpu else None,
+            "graph": combination.graph,
             "dtype": self.dtype,
             "weight_dtype": combination.weight_dtype,
             "matmul_dtype": combination.matmul_dtype,
@@ -162,11 +170,20 @@ class Setting:
         }
         return self._process("refimpl", OURS, sys.executable, combination.threads, options)
 
-    def peer(self, peer: Peer, threads: int) -> Side:
+    def peer(self, peer: Peer, combination: Combination) -> Side:
+        threads = combination.threads
         if peer.script is None:
             assert peer.gguf is not None
             return LlamaBench(peer.program, peer.gguf, threads, _LIMIT)
-        options = {"random": self.random, "revision": self.hub["revision"], **peer.options}
+        longest = max((test.depth + test.tokens for test in self.tests if test.action == "decode"), default=1)
+        options = {
+            "random": self.random,
+            "revision": self.hub["revision"],
+            "device": combination.device,
+            "compiled": peer.compiled,
+            "longest": longest,
+            **peer.options,
+        }
         return self._process(peer.name, peer.script, peer.program, threads, options)
 
     def _process(
@@ -187,18 +204,6 @@ class Setting:
         return side
 
 
-def measure_limits(limits: Limits) -> None:
-    """Adds what the machine can do now. Raises: RefimplError."""
-    room = memory_limit()
-    limits.bytes = LIMITS_SCALE["bytes"] if room is None else min(LIMITS_SCALE["bytes"], room // 2)
-    options = LIMITS_SCALE | {"bytes": limits.bytes}
-    participant = Participant("machine", MACHINE, "", limits.threads, options=options)
-    with closing(participant):
-        participant.start()
-        limits.read_bytes_per_s.extend(participant.ask("call", operation="read", item=None)["result"])
-        limits.gemm_flop_per_s.extend(participant.ask("call", operation="gemm", item=None)["result"])
-
-
 def measure(setting: Setting, combination: Combination) -> None:
     """Fills in a combination; what fails is said in it."""
     try:
@@ -207,8 +212,13 @@ def measure(setting: Setting, combination: Combination) -> None:
             combination.ours = joined = Joined(ours.name, said)
             joined.first_token_s = ours.first_token(_prompt(setting))
             combination.tests = [planned(test, said["facts"]) for test in setting.tests]
+            if combination.on_gpu:  # before a peer takes memory of the same device
+                for test in setting.tests:
+                    ours.prepare(test)
+                joined.device_memory = ours.ask("memory")
             for peer in setting.peers:
-                _with_peer(setting, combination, ours, peer)
+                if combination.on_gpu or not peer.compiled:
+                    _with_peer(setting, combination, ours, peer)
             for test, measured in zip(setting.tests, combination.tests, strict=True):
                 if not measured.seconds:  # there was no peer, or none that could do it
                     ours.prepare(test)
@@ -219,25 +229,45 @@ def measure(setting: Setting, combination: Combination) -> None:
                     ours.prepare(test)
                     found = [ours.profile(test) for _ in range(setting.repeat)]
                     combination.profiles[test.name] = min(found, key=lambda one: one["seconds"])
+            if joined.said["facts"].get("recorded"):
+                joined.recording_s = ours.record(_prompt(setting))
+                joined.notes = ours.ask("notes") or []
             joined.memory = ours.memory
+        for _ in range(setting.starts):
+            joined.starts.append(_start(setting, combination))
     except RefimplError as error:
         combination.failed = str(error)
+
+
+def _start(setting: Setting, combination: Combination) -> dict[str, float]:
+    """The seconds of a new process until its first token. Raises: RefimplError."""
+    with closing(setting.ours(combination)) as started:
+        said = started.start()
+        first = started.first_token(_START_PROMPT)
+        return {
+            "import_s": said["import_seconds"],
+            "load_s": said["load_seconds"],
+            "first_token_s": first,
+        }
 
 
 def _with_peer(setting: Setting, combination: Combination, ours: ProcessSide, peer: Peer) -> None:
     """Raises: RefimplError when it is we who fail."""
     with ExitStack() as stack:
-        theirs = stack.enter_context(closing(setting.peer(peer, combination.threads)))
+        theirs = stack.enter_context(closing(setting.peer(peer, combination)))
         try:
             joined = Joined(peer.name, theirs.start())
             if isinstance(theirs, ProcessSide):
                 joined.first_token_s = theirs.first_token(_prompt(setting))
         except RefimplError as error:
             for measured in combination.tests:
-                measured.against.append(Against(peer.name, failed=error.what))
+                if _can_do(peer, measured.action):
+                    measured.against.append(Against(peer.name, failed=error.what))
             return
         combination.peers.append(joined)
         for test, measured in zip(setting.tests, combination.tests, strict=True):
+            if not _can_do(peer, test.action):
+                continue
             against = Against(peer.name)
             measured.against.append(against)
             ours.prepare(test)
@@ -257,7 +287,14 @@ def _with_peer(setting: Setting, combination: Combination, ours: ProcessSide, pe
             measured.seconds += against.our_seconds
             if against.ratio is not None:
                 setting.note(f"{test.name}, against {peer.name}: {against.ratio.median:.2f}")
+        if combination.on_gpu and isinstance(theirs, ProcessSide):
+            with suppress(RefimplError):  # it may have failed before
+                joined.device_memory = theirs.ask("memory")
         joined.memory = theirs.memory
+
+
+def _can_do(peer: Peer, action: str) -> bool:
+    return action == "decode" or not peer.compiled
 
 
 def _same(ours: ProcessSide, theirs: ProcessSide, test: Test) -> int:
@@ -293,12 +330,23 @@ def _prompt(setting: Setting) -> int:
 
 
 def add_shares(combination: Combination, limits: Limits) -> None:
-    """What part of the machine's limits the mean rates are."""
+    """What part of the device's limits the mean rates are."""
     for measured in combination.tests:
         rate = measured.tokens_per_s
-        if rate is not None and limits.best_read and limits.best_gemm:
-            measured.read_share = rate.mean * measured.bytes / limits.best_read
-            measured.gemm_share = rate.mean * measured.flop / limits.best_gemm
+        if rate is None:
+            continue
+        measured.bytes_per_s, measured.flop_per_s = rate.mean * measured.bytes, rate.mean * measured.flop
+        if limits.best_read:
+            measured.read_share = measured.bytes_per_s / limits.best_read
+        if limits.best_copy:
+            measured.copy_share = measured.bytes_per_s / limits.best_copy
+        if limits.best_gemm:
+            measured.gemm_share = measured.flop_per_s / limits.best_gemm
+    ours = combination.ours
+    if ours is not None and ours.starts and limits.best_pinned:
+        copying = ours.said["facts"]["weight_bytes"] / limits.best_pinned
+        took = [one["load_s"] + one["first_token_s"] for one in ours.starts]
+        ours.start_ratio = statistics.median(took) / copying
 
 
 def adapter(name: str) -> Path:

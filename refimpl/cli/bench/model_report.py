@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 from refimpl import __version__
 from refimpl.cli import terminal
-from refimpl.cli.bench.model_cases import Against, Combination, Joined, Limits, Measured, Rate
+from refimpl.cli.bench.model_cases import Against, Combination, Joined, Measured, Rate
+from refimpl.cli.bench.model_limits import Limits
 from refimpl.cli.bench.pairs import rounded
 from refimpl.memory import readable
 
-_HEAD = ["model", "size", "params", "backend", "threads", "test", "t/s", "best", "of limit"]
+_HEAD = ["model", "size", "params", "backend", "threads", "test", "t/s", "best", "achieved", "of limit"]
 _PEER_HEAD = ["against", "t/s", "ratio", "quartiles"]
-_RIGHT = (1, 2, 4, 6, 7, 8)
+_RIGHT = (1, 2, 4, 6, 7, 8, 9)
 
 
 @dataclass
@@ -41,13 +43,7 @@ class ModelReport:
             "model": self.model,
             "random_weights": self.random,
             "settings": self.settings,
-            "limits": [
-                rounded(
-                    asdict(one)
-                    | {"best_read_bytes_per_s": one.best_read, "best_gemm_flop_per_s": one.best_gemm}
-                )
-                for one in self.limits
-            ],
+            "limits": [rounded(one.as_dict()) for one in self.limits],
             "results": [_combination(one) for one in self.combinations],
         }
 
@@ -59,8 +55,11 @@ class ModelReport:
         for one in self.combinations:
             for measured in one.tests:
                 rows += _rows(self.name, one, measured, compared)
-        parts = [self._where(markdown), show(rows, (*_RIGHT, 10, 11) if compared else _RIGHT)]
+        parts = [self._where(markdown), show(rows, (*_RIGHT, 11, 12) if compared else _RIGHT)]
         parts.append(show(*self._loading()))
+        starts = self._starts()
+        if len(starts) > 1:
+            parts.append(show(starts, (2, 3, 4, 5, 6)))
         for one in self.combinations:
             for test, profile in one.profiles.items():
                 title = f"{_form(one)}, {thread_count(one.threads)}, {test}: where the time goes"
@@ -74,12 +73,7 @@ class ModelReport:
             f"{where['cpu']}, {where['usable_cores']} of {where['cores']} cores; {where['python']}; "
             f"load average {where['load_average']}; {self.date}",
         ]
-        for one in self.limits:
-            if one.best_read and one.best_gemm:
-                lines.append(
-                    f"{thread_count(one.threads)}: reading memory {one.best_read / 1e9:.1f} GB/s, "
-                    f"multiplying float32 matrices {one.best_gemm / 1e9:.0f} GFLOP/s"
-                )
+        lines += [_limits(one) for one in self.limits if one.best_read and one.best_gemm]
         for joined in _everyone(self.combinations):
             versions = ", ".join(f"{name} {version}" for name, version in joined.said["versions"].items())
             lines.append(f"{joined.name}: {versions}")
@@ -87,7 +81,10 @@ class ModelReport:
         return "".join(f"- {line}\n" if markdown else f"{line}\n" for line in lines)
 
     def _loading(self) -> tuple[list[list[str]], tuple[int, ...]]:
+        on_gpu = any(one.on_gpu for one in self.combinations)
         rows = [["program", "weights", "threads", "import s", "load s", "first token s", "memory"]]
+        if on_gpu:
+            rows[0].append("GPU memory")
         for one in self.combinations:
             for joined in ([one.ours] if one.ours else []) + one.peers:
                 said, facts = joined.said, joined.said["facts"]
@@ -99,9 +96,30 @@ class ModelReport:
                         *(_seconds(said.get(key)) for key in ("import_seconds", "load_seconds")),
                         _seconds(joined.first_token_s),
                         "" if joined.memory is None else readable(joined.memory),
+                        *([_device_memory(joined)] if on_gpu else []),
                     ]
                 )
-        return rows, (2, 3, 4, 5, 6)
+        return rows, (2, 3, 4, 5, 6, 7)[: 6 if on_gpu else 5]
+
+    def _starts(self) -> list[list[str]]:
+        """New processes: how soon they write, beside a copy of just the weights to the device."""
+        rows = [["program", "weights", "started", "import s", "load s", "first token s", "x pinned copy"]]
+        for one in self.combinations:
+            ours = one.ours
+            if ours is None or not ours.starts:
+                continue
+            facts = ours.said["facts"]
+            middle = {key: median(start[key] for start in ours.starts) for key in ours.starts[0]}
+            rows.append(
+                [
+                    ours.name,
+                    f"{facts['weight_dtype']}{_products(facts)}",
+                    f"{len(ours.starts)} times",
+                    *(_seconds(middle[key]) for key in ("import_s", "load_s", "first_token_s")),
+                    "" if ours.start_ratio is None else f"{ours.start_ratio:.2f}",
+                ]
+            )
+        return rows
 
 
 def _everyone(combinations: Sequence[Combination]) -> list[Joined]:
@@ -118,12 +136,13 @@ def _rows(name: str, one: Combination, measured: Measured, compared: bool) -> li
         f"{name} {facts['weight_dtype']}{_products(facts)}",
         readable(facts["weight_bytes"]),
         _count(facts["parameters"]),
-        facts["backend"],
+        facts["backend"] + ("" if one.graph else ", no graph"),
         str(one.threads),
         measured.test,
         _rate(rate),
         "" if rate is None else _number(rate.best),
-        _share(measured),
+        _achieved(measured),
+        _share(one, measured),
     ]
     if not compared:
         return [ours]
@@ -140,12 +159,55 @@ def _peer_cells(peer: Against) -> list[str]:
     return [peer.name, _rate(peer.tokens_per_s), f"{ratio.median:.2f}", f"{ratio.q1:.2f} - {ratio.q3:.2f}"]
 
 
-def _share(measured: Measured) -> str:
-    """A prompt is limited by multiplying, decoding by reading."""
-    share = measured.gemm_share if measured.action == "prefill" else measured.read_share
-    if share is None:
+def _limits(one: Limits) -> str:
+    """One line: what a device can do."""
+    assert one.best_read
+    assert one.best_gemm
+    if one.device == "cpu":
+        return (
+            f"{thread_count(one.threads)}: reading memory {one.best_read / 1e9:.1f} GB/s, "
+            f"multiplying float32 matrices {one.best_gemm / 1e9:.0f} GFLOP/s"
+        )
+    said = [f"{name} {rate / 1e9:.1f} GB/s" for name, rate in _transfers(one) if rate]
+    return (
+        f"{one.device}, {one.name}: {', '.join(said)}, "
+        f"multiplying {one.gemm_dtype} matrices {one.best_gemm / 1e12:.1f} TFLOP/s"
+    )
+
+
+def _transfers(one: Limits) -> tuple[tuple[str, float | None], ...]:
+    return (
+        ("copying (read + written)", one.best_copy),
+        ("reading", one.best_read),
+        ("from the host, pinned", one.best_pinned),
+        ("pageable", one.best_pageable),
+    )
+
+
+def _achieved(measured: Measured) -> str:
+    """A prompt is a matter of multiplying, decoding one of reading."""
+    rate = measured.flop_per_s if measured.action == "prefill" else measured.bytes_per_s
+    if rate is None:
         return ""
-    return f"{share:.0%} of {'GEMM' if measured.action == 'prefill' else 'reading'}"
+    unit = "FLOP/s" if measured.action == "prefill" else "B/s"
+    scale, prefix = (1e12, "T") if rate >= 1e12 else (1e9, "G")
+    return f"{rate / scale:.3g} {prefix}{unit}"
+
+
+def _share(one: Combination, measured: Measured) -> str:
+    """Of what limits it: multiplying, or reading; a GPU is compared with a copy, whose bytes count twice."""
+    shares = {
+        "GEMM": measured.gemm_share if measured.action == "prefill" else None,
+        "copy": measured.copy_share if measured.action == "decode" and one.on_gpu else None,
+        "reading": measured.read_share if measured.action == "decode" and not one.on_gpu else None,
+    }
+    return next((f"{share:.0%} of {name}" for name, share in shares.items() if share is not None), "")
+
+
+def _device_memory(joined: Joined) -> str:
+    held = joined.device_memory or {}
+    size = held.get("device_bytes") or held.get("pool_bytes")
+    return "" if size is None else readable(size)
 
 
 def _profile(profile: dict[str, Any]) -> tuple[list[list[str]], tuple[int, ...]]:
@@ -207,6 +269,8 @@ def _combination(one: Combination) -> dict[str, Any]:
             "weight_dtype": one.weight_dtype,
             "matmul_dtype": one.matmul_dtype,
             "threads": one.threads,
+            "device": one.device,
+            "graph": one.graph,
             "ours": None if one.ours is None else _joined(one.ours),
             "tests": [asdict(measured) for measured in one.tests],
             "peers": [_joined(peer) for peer in one.peers],
@@ -227,6 +291,11 @@ def _joined(joined: Joined) -> dict[str, Any]:
         "load_s": said.get("load_seconds"),
         "first_token_s": joined.first_token_s,
         "memory_bytes": joined.memory,
+        "device_memory": joined.device_memory,
+        "recording_s": joined.recording_s,
+        "starts": joined.starts,
+        "start_ratio": joined.start_ratio,
+        "notes": joined.notes,
         "same_tokens": joined.same_tokens,
         **said["facts"],
     }

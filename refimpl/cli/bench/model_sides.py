@@ -125,6 +125,15 @@ class ProcessSide:
         item = {"action": test.action, **self._item(test)}
         return self._participant.ask("call", operation="profile", item=item)["result"]
 
+    def record(self, tokens: int) -> float | None:
+        """See `our_model.RunningModel.record`, after a prompt of so many tokens."""
+        item = {"ids": self._ids(tokens)}
+        return self._participant.ask("call", operation="record", item=item)["result"]
+
+    def ask(self, operation: str) -> Any:
+        """What an operation without arguments says. Raises: RefimplError."""
+        return self._participant.ask("call", operation=operation, item=None)["result"]
+
     def close(self) -> None:
         self._participant.close()
         self._watch.__exit__(None, None, None)

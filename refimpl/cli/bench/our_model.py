@@ -5,8 +5,9 @@ Operations, which the adapter of a peer has as well (`first` is a token id, `ids
     prefill {"ids": [...]}               reads these tokens, with an empty cache; the likeliest next token
     fill    {"ids": [...]}               brings the cache to just these tokens
     decode  {"first": id, "tokens": n}   n tokens one by one, each the likeliest, after what the cache holds
+    memory                               bytes of a GPU that it holds; None where there is none
 
-and beside them `profile`.
+and beside them `profile`, `record` and `notes`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+import warnings
 from importlib import metadata
 from typing import Any
 
@@ -28,42 +29,53 @@ from refimpl.cache import DynamicCache
 from refimpl.cli.bench.operation_times import timed_operations
 from refimpl.cli.bench.random_weights import random_model
 from refimpl.errors import BackendError
+from refimpl.generation.next_logits import NextLogits
+from refimpl.generation.repeated_step import RecordingBackend
 
 
 def begin(options: dict[str, Any]) -> None:
-    """Import what the backend needs."""
-    get_backend(options["backend"], dtype=options["dtype"], matmul_dtype=options["matmul_dtype"])
+    """Import what the backend needs, and find the device."""
+    _backend(None, options)
 
 
 def prepare(model: str, threads: int, options: dict[str, Any]) -> dict[str, Any]:
-    """The model of the folder or Hub id `model`; with `random` only its config is read."""
+    """The model of the folder or Hub id `model`; with `random` only its config is read.
+
+    options: `graph`: False computes each token by a call of the model, where a backend would record its steps.
+    """
     backend = _backend(threads, options)
+    device = DeviceMemory(backend)
+    kept = options["weight_dtype"]
+    if kept is None and options["dtype"] in ("float16", "bfloat16"):
+        kept = options["dtype"]  # what a model does by itself when it is given no finished backend
     if options["random"]:
-        loaded = random_model(AutoConfig.from_pretrained(model), backend, options["weight_dtype"])
+        loaded = random_model(AutoConfig.from_pretrained(model), backend, kept)
     else:
-        kept = options["weight_dtype"]
-        if kept is None and options["dtype"] in ("float16", "bfloat16"):
-            kept = options["dtype"]  # what a model does by itself when it is given no finished backend
         hub = options.get("hub", {})
         loaded = AutoModelForCausalLM.from_pretrained(model, backend=backend, weight_dtype=kept, **hub)
-    running = RunningModel(loaded)
+    running = RunningModel(loaded, options.get("graph", True))
     return {
         "what": repr(loaded),
         "versions": versions(),
         "threads": threads,
-        "facts": facts(loaded),
+        "facts": facts(loaded) | {"recorded": running.records},
         "operations": {
             "prefill": running.prefill,
             "fill": running.fill,
             "decode": running.decode,
             "profile": running.profile,
+            "record": running.record,
+            "notes": lambda item: running.notes,
+            "memory": lambda item: device.held(),
         },
     }
 
 
-def _backend(threads: int, options: dict[str, Any]) -> Backend:
+def _backend(threads: int | None, options: dict[str, Any]) -> Backend:
     name = options["backend"]
-    wanted = {"dtype": options["dtype"], "matmul_dtype": options["matmul_dtype"]}
+    wanted = {key: options.get(key) for key in ("dtype", "matmul_dtype", "device")}
+    if threads is None or name == "cupy":
+        return get_backend(name, **wanted)
     try:
         return get_backend(name, threads=threads, **wanted)
     except BackendError:
@@ -71,14 +83,55 @@ def _backend(threads: int, options: dict[str, Any]) -> Backend:
         return get_backend(name, **wanted)
 
 
+class DeviceMemory:
+    """What this process takes of the memory of a GPU from now on.
+
+    A pool keeps what it has got, so what it holds now is the most that it ever held.
+    """
+
+    def __init__(self, backend: Backend):
+        self._index = int(backend.device.partition(":")[2]) if backend.device != "cpu" else None
+        self._before = self._used()
+
+    def _used(self) -> int:
+        """Of the whole device: the driver counts for no process alone."""
+        if self._index is None:
+            return 0
+        free, total = sys.modules["cupy"].cuda.Device(self._index).mem_info
+        return int(total) - int(free)
+
+    def held(self) -> dict[str, int] | None:
+        """`device_bytes`: what the whole device has given since the start, graphs and cuBLAS included, and whatever
+        another program has taken; `pool_bytes`, `used_bytes`: of the pool that arrays come from.  None: no device.
+        """
+        if self._index is None:
+            return None
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(self._index):  # a pool counts for the current device
+            pool = cupy.get_default_memory_pool()
+            return {
+                "device_bytes": self._used() - self._before,
+                "pool_bytes": int(pool.total_bytes()),
+                "used_bytes": int(pool.used_bytes()),
+            }
+
+
 def versions() -> dict[str, str]:
     """Of refimpl, of the BLAS, and of what the backend has imported."""
     found = {"refimpl": __version__, "numpy": np.__version__}
     found |= {name: metadata.version(name) for name in ("numba", "llvmlite") if name in sys.modules}
     if "cupy" in sys.modules:
-        found["cupy"] = sys.modules["cupy"].__version__
+        cupy = sys.modules["cupy"]
+        found["cupy"] = cupy.__version__
+        found["cuda"] = _dotted(cupy.cuda.runtime.runtimeGetVersion())
+        found["driver"] = _dotted(cupy.cuda.runtime.driverGetVersion())
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return found | {"blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".rstrip()}
+
+
+def _dotted(version: int) -> str:
+    """13020 -> "13.2", as CUDA counts its versions."""
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def facts(model: Any) -> dict[str, Any]:
@@ -89,6 +142,7 @@ def facts(model: Any) -> dict[str, Any]:
     which only a token counts whose logits are wanted.  `cache_bytes`: of one token.
     """
     config, backend = model.config, model.backend
+    cached = backend.cache_dtype or backend.dtype
     read, layer_weights, total, widest = 0, 0, 0, (0, "")
     for parameter in model.named_parameters():
         weight, numbers = getattr(parameter.owner, parameter.name), math.prod(parameter.shape)
@@ -112,43 +166,90 @@ def facts(model: Any) -> dict[str, Any]:
         "read_bytes": read,
         "layer_weights": layer_weights,
         "head_weights": config.vocab_size * config.hidden_size,
-        "cache_bytes": 2 * config.num_hidden_layers * config.hidden_size * backend.dtype.itemsize,
+        "cache_bytes": 2 * config.num_hidden_layers * config.hidden_size * cached.itemsize,
     }
 
 
 class RunningModel:
-    """A model and its cache."""
+    """A model and its cache.
 
-    def __init__(self, model: Any):
+    Tokens are made as `generate()` makes them: `NextLogits` feeds what the cache does not hold, by a recorded step
+    where the backend records any, and the likeliest token is chosen on the host.
+    """
+
+    def __init__(self, model: Any, graph: bool = True):
         self._model = model
-        self._cache, self._filled = DynamicCache(), [-1]
+        #: Whether steps are recorded.
+        self.records = graph and isinstance(model.backend, RecordingBackend)
+        self._plain = isinstance(model.backend, RecordingBackend) and not graph
+        #: What was warned of while tokens were made, each text once.
+        self.notes: list[str] = []
+        self._start([-1])
+
+    def _start(self, ids: list[int]) -> None:
+        self._cache, self._filled = DynamicCache(), ids
+        self._next_logits = NextLogits(self._model, np.ones((1, max(1, len(ids))), np.int64), self._cache)
 
     def prefill(self, item: dict[str, Any]) -> list[int]:
         return [self._next_token(item["ids"], DynamicCache())]
 
     def fill(self, item: dict[str, Any]) -> list[int]:
         ids = item["ids"]
-        if ids and ids == self._filled:
+        if ids == self._filled:
             self._cache.crop(len(ids))
         else:
-            self._cache, self._filled = DynamicCache(), ids
+            self._start(ids)
             if ids:
-                self._next_token(ids, self._cache)
+                self._next_logits(np.array([ids]))
         return []
 
     def decode(self, item: dict[str, Any]) -> list[int]:
-        made = [item["first"]]
-        for _ in range(item["tokens"]):
+        count = item["tokens"]
+        if self._plain:
+            return self._decode_by_calls(item["first"], count)
+        past = len(self._filled)
+        text = np.empty((1, past + 1 + count), np.int64)
+        text[0, : past + 1] = [*self._filled, item["first"]]
+        with warnings.catch_warnings(record=True, action="default") as caught:
+            for end in range(past + 1, past + 1 + count):
+                if (
+                    end == 1
+                ):  # as the whole prompt of one token: there is nothing yet that a step could follow
+                    text[0, 1] = self._next_token(text[0, :1].tolist(), self._cache)
+                else:
+                    text[0, end] = np.argmax(self._next_logits(text[:, :end])[0])
+        self.notes += sorted({str(one.message) for one in caught} - set(self.notes))
+        return text[0, past + 1 :].tolist()
+
+    def _decode_by_calls(self, first: int, count: int) -> list[int]:
+        made = [first]
+        for _ in range(count):
             made.append(self._next_token(made[-1:], self._cache))
         return made[1:]
 
+    def record(self, item: dict[str, Any]) -> float | None:
+        """The seconds of the step that is recorded, after the prompt `ids`; None where none is."""
+        if not self.records:
+            return None
+        ids = np.array([item["ids"]])
+        next_logits = NextLogits(self._model, np.ones_like(ids), DynamicCache())
+        chosen = next_logits(ids).argmax(axis=1)
+        began = time.perf_counter()
+        next_logits(np.concatenate([ids, chosen[:, None]], axis=1))
+        return time.perf_counter() - began
+
     def profile(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Seconds and calls of each operation while `decode` or `prefill` (`action`) does `item`."""
-        action: Callable[[dict[str, Any]], list[int]] = getattr(self, item["action"])
+        """Seconds and calls of each operation while `decode` or `prefill` (`action`) does `item`.
+
+        A record has no operations: tokens are made by calls of the model.
+        """
         backend = self._model.backend
         with timed_operations(backend) as times:
             began = time.perf_counter()
-            action(item)
+            if item["action"] == "decode":
+                self._decode_by_calls(item["first"], item["tokens"])
+            else:
+                self.prefill(item)
             seconds = time.perf_counter() - began
         inside = sum(spent.seconds for spent in times.values())
         operations: list[dict[str, Any]] = [

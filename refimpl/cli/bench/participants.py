@@ -19,7 +19,7 @@ from refimpl.errors import RefimplError
 _HERE = Path(__file__).parent
 
 #: Scripts that measure other implementations; a checkout has them, the installed package does not.
-PEERS = Path(refimpl.__file__).parents[1] / "golden" / "peers"
+PEERS = Path(refimpl.__file__).resolve().parents[1] / "golden" / "peers"
 
 #: How long loading, with compiling whatever is not in a cache, may take [s].
 START_LIMIT = 300.0

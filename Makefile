@@ -62,6 +62,7 @@ conformance: .venv-conformance/ready
 check-long: .venv-conformance/ready
 	REFIMPL_STRINGS=1000000 REFIMPL_WORKS=200 REFIMPL_MODELS=800 .venv-conformance/bin/python -m pytest tests/conformance -k "many_random or works"
 	REFIMPL_VARIANTS=all .venv-conformance/bin/python -m pytest -n auto tests/refimpl/test_variants.py
+	REFIMPL_COMPILED=1 .venv-conformance/bin/python -m pytest tests/conformance/test_bench_peer_gpu.py
 	REFIMPL_KERNELS=all .venv-conformance/bin/python -m pytest tests/backends/test_cupy_sources.py
 	REFIMPL_PROCESSORS=all .venv-conformance/bin/python -m pytest tests/backends/test_rounded.py -k processors
 	REFIMPL_DRAWS=1000000 .venv-conformance/bin/python -m pytest tests/refimpl/test_generation_seeds.py -k distribution

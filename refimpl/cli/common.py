@@ -84,14 +84,18 @@ def add_dtype_options(parser: Parser) -> None:
 
 def add_computing_options(parser: Parser) -> None:
     """What computes, and with what numbers: `computing_options` reads them."""
-    parser.add_argument("--backend", default="auto", help="auto, cupy (a GPU), numba or numpy (default: auto)")
+    parser.add_argument(
+        "--backend", default="auto", help="auto, cupy (a GPU), numba or numpy (default: auto)"
+    )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, or cuda:1 for the second GPU")
     add_dtype_options(parser)
 
 
 def add_matmul_dtype_option(parser: Parser) -> None:
     parser.add_argument(
-        "--matmul-dtype", choices=MATMUL_DTYPES, help="round the factors of products; long prompts are read faster"
+        "--matmul-dtype",
+        choices=MATMUL_DTYPES,
+        help="round the factors of products; long prompts are read faster",
     )
 
 

@@ -75,9 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = AutoConfig.from_pretrained(name, **hub)
     plan = _plan(text, name, config, args, base)
-    model = AutoModelForCausalLM.from_pretrained(
-        name, config=config, **common.computing_options(args), **hub
-    )
+    model = AutoModelForCausalLM.from_pretrained(name, config=config, **common.computing_options(args), **hub)
     reading = _Run(plan, model, args.batch)
     with _writer(plan, model, name, args) as writer:
         try:

@@ -53,7 +53,10 @@ def as_json(run: Any, name: str, args: argparse.Namespace) -> dict[str, Any]:
     if run.parts:
         from refimpl.evaluation.divergence import Divergence
 
-        base = {key: plan.base.metadata.get(key) for key in ("model", "backend", "dtype", "weight_dtype", "matmul_dtype")}
+        base = {
+            key: plan.base.metadata.get(key)
+            for key in ("model", "backend", "dtype", "weight_dtype", "matmul_dtype")
+        }
         report["kl_divergence"] = {"base": base, **Divergence.joined(run.parts).report()}
     return report
 

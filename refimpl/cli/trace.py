@@ -67,9 +67,7 @@ def run(args: argparse.Namespace) -> int:
     select(
         patterns, names_of(model_class.skeleton(config, get_backend("numpy")))
     )  # before anything is loaded
-    model = model_class.from_pretrained(
-        name, config=config, **common.computing_options(args), **hub
-    )
+    model = model_class.from_pretrained(name, config=config, **common.computing_options(args), **hub)
     trace = replay(model, calls, patterns)
     if not args.ids:
         trace.about["texts"] = texts

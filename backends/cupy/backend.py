@@ -194,9 +194,12 @@ class CuPyBackend(Backend):
             key_storage[:, :, where], value_storage[:, :, where] = key, value
 
     def recorded(self, step: Callable[[], Array]) -> Callable[[], Array]:
-        """`step`, recorded as one CUDA graph (see `graph.py`).  For `refimpl.generation.repeated_step`."""
+        """`step`, recorded as one CUDA graph (see `graph.py`).  For `refimpl.generation.repeated_step`.
+
+        By the definitions it is computed each time: CuPy's own products cannot be recorded.
+        """
         self._enter()
-        return RecordedStep(step)
+        return RecordedStep(step) if self._compiled else step
 
 
 def _open(name: str | None) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.backends import to_dtype
+from refimpl.backends.cupy.cublas import gemm_ex
 from refimpl.backends.cupy.modules import capability, cupy, kernel, multiprocessors, type_name
 from refimpl.backends.quantized import Int8Matrix, NestedAbsmax, NF4Matrix, QuantizedMatrix
 
@@ -197,11 +198,9 @@ def _gemm(x: Array, weight: Array, y: Array, first: int, compute: int, add: bool
 
     cuBLAS counts along columns: what is a row here is a column there.
     """
-    cp = cupy()
     kind = _DATA_TYPES[x.dtype.name]
     (rows, length), count = x.shape, weight.shape[0]
-    cp.cuda.cublas.gemmEx(
-        cp.cuda.Device().cublas_handle,
+    gemm_ex(
         _TRANSPOSED,
         _AS_IT_IS,
         count,

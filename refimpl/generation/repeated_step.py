@@ -7,6 +7,7 @@ tokens the cache holds.  So the step takes no arguments, and depends on no numbe
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -58,16 +59,15 @@ class RepeatedStep:
                 layer.move(past + min(max(past, _FEWEST), _MOST), backend)
         self._storage = [(layer.key_storage, layer.value_storage) for layer in self._layers]
         for key, value in self._storage:
-            key[:, :, past:], value[:, :, past:] = (
-                0,
-                0,
-            )  # the definition multiplies by zero what is not visible
+            # What is not visible yet is multiplied by zero where the definition computes.
+            key[:, :, past:], value[:, :, past:] = 0, 0
         self._rows, _, self._room, _ = self._storage[0][0].shape
         # Ids and positions of each row, and how many tokens the cache holds, in one array: they change together.
         self._state = backend.asarray(np.zeros(2 * self._rows + 1, np.int64))
-        self._mask = AttentionMask(offset=self._state[-1:], key_visible=self._key_visible(backend, visible))
-        self._placed = _PlacedCache(self._storage, self._state[-1:], cache)
-        self._step = backend.recorded(self._compute)
+        mask = AttentionMask(offset=self._state[-1:], key_visible=self._key_visible(backend, visible))
+        placed = _PlacedCache(self._storage, self._state[-1:], cache)
+        # Without this object in it: both are then given up, with their memory, as soon as nobody asks any more.
+        self._step = backend.recorded(partial(_logits, model, self._state, mask, placed))
 
     def _key_visible(self, backend: Backend, visible: np.ndarray | None) -> Array | None:
         """[rows, room] bool; what comes later is no padding."""
@@ -92,19 +92,20 @@ class RepeatedStep:
             layer.length = past + 1
         return logits
 
-    def _compute(self) -> Array:
-        ids, positions = self._state[: self._rows, None], self._state[self._rows : -1, None]
-        outputs = self._model(
-            inputs_embeds=self._model.get_input_embeddings()(ids),
-            attention_mask=self._mask,
-            position_ids=positions,
-            past_key_values=self._placed,
-            use_cache=True,
-            output_attentions=False,
-            output_hidden_states=False,
-            return_dict=True,
-        )
-        return outputs.logits
+
+def _logits(model: Any, state: Array, mask: AttentionMask, placed: _PlacedCache) -> Array:
+    rows = state.shape[0] // 2
+    outputs = model(
+        inputs_embeds=model.get_input_embeddings()(state[:rows, None]),
+        attention_mask=mask,
+        position_ids=state[rows:-1, None],
+        past_key_values=placed,
+        use_cache=True,
+        output_attentions=False,
+        output_hidden_states=False,
+        return_dict=True,
+    )
+    return outputs.logits
 
 
 class _PlacedCache(DynamicCache):

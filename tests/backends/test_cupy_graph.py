@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 
 import numpy as np
@@ -85,3 +86,71 @@ def test_angles_that_depend_on_the_length_are_computed_call_by_call():
     model = tiny_model(backend="cupy", rope_parameters=rope)
     with pytest.warns(UserWarning, match="cannot be recorded as a CUDA graph"):
         assert np.array_equal(model.generate(IDS, max_new_tokens=6, eos_token_id=[]), expected)
+
+
+@pytest.mark.parametrize(
+    ("matmul_dtype", "kept"), [(None, "float32"), (None, "float16"), ("bfloat16", "bfloat16")]
+)
+def test_products_of_many_rows_are_recorded(matmul_dtype, kept, pretended_gpu):
+    """CuPy's own call of cuBLAS refuses while a stream is recorded."""
+    backend = get_backend("cupy", matmul_dtype=matmul_dtype)
+    numbers = np.random.default_rng(0).standard_normal((24, 16)).astype(np.float32)
+    x, w = backend.asarray(numbers[:12].copy()), backend.weight(numbers, kept)
+    bias = backend.asarray(numbers[:, 0].copy())
+    step = backend.recorded(lambda: backend.linear(x, w, bias))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step()
+    before = pretended_gpu.replays
+    for scale in (2.0, -3.0):
+        x[...] = backend.asarray(numbers[:12] * np.float32(scale))
+        expected = backend.to_numpy(backend.linear(x, w, bias))
+        assert np.array_equal(backend.to_numpy(step()), expected)
+    assert pretended_gpu.replays - before == 2
+
+
+def test_a_step_of_float64_is_computed_call_by_call(pretended_gpu):
+    model, before = tiny_model(backend="cupy", dtype="float64"), pretended_gpu.replays
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text = model.generate(IDS, max_new_tokens=5, eos_token_id=[])
+    assert np.array_equal(text, tiny_model(dtype="float64").generate(IDS, max_new_tokens=5, eos_token_id=[]))
+    assert pretended_gpu.replays == before
+
+
+def test_the_memory_of_a_record_goes_back_with_it(pretended_gpu):
+    """A pool of CuPy that is dropped takes its memory with it."""
+    backend = get_backend("cupy")
+    x = backend.asarray(np.ones((4, 1 << 16), np.float32))
+    gc.collect()
+    before, found = pretended_gpu.allocated[0], []
+    for _ in range(3):
+        step = backend.recorded(lambda: x + 1)
+        step()
+        step()
+        assert pretended_gpu.allocated[0] > before
+        found.append(step._place.pool)
+        del step
+        assert pretended_gpu.allocated[0] == before
+    assert found[0] is found[1] is found[2]
+
+
+def test_two_records_keep_out_of_each_other():
+    backend = get_backend("cupy")
+    x = backend.asarray(np.zeros((1, 64), np.float32))
+    steps = [backend.recorded(lambda more=more: (x + more) * 2) for more in (1, 5)]
+    for step in steps:
+        step()
+    found = [step() for step in steps]
+    assert [backend.to_numpy(one)[0, 0] for one in found] == [2.0, 10.0]
+
+
+def test_memory_that_is_kept_for_later_is_there_for_a_record(pretended_gpu):
+    backend = get_backend("cupy")
+    x = backend.asarray(np.ones((4, 1 << 16), np.float32))  # 1 MB
+    later = [backend.xp.zeros((1 << 18) * n, np.float32) for n in (1, 2, 4)]
+    pretended_gpu.memory = pretended_gpu.allocated[0] + (1 << 20)  # room for one result, and two are needed
+    del later
+    step = backend.recorded(lambda: x + 1)
+    step()
+    assert backend.to_numpy(step())[0, 0] == 2.0

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.cuda_on_cpu.gpu import Device, forbid_while_capturing, gpu, submit
+from tests.cuda_on_cpu.gpu import Device, forbid_while_capturing, gpu, refuse_while_capturing, submit
 from tests.cuda_on_cpu.gpu import capturing as is_capturing
 from tests.cuda_on_cpu.memory import MemoryPointer, alloc
 
@@ -239,6 +239,8 @@ def elementwise(ufunc: Any, *values: Any, out: Any = None, **options: Any) -> An
     Numbers of Python have no type of their own beside bfloat16 either, and its products stay bfloat16: what NumPy does
     with the dtypes of ml_dtypes differs from CuPy there.
     """
+    if ufunc is np.matmul:
+        refuse_while_capturing()
     arrays = [value for value in values if isinstance(value, BaseArray)]
     narrow = arrays[0].dtype if arrays and all(a.dtype.name == "bfloat16" for a in arrays) else None
     if narrow is None:

@@ -284,6 +284,12 @@ def forbid_while_capturing(any_stream: bool = False) -> None:
         raise CUDARuntimeError(900)
 
 
+def refuse_while_capturing() -> None:
+    """Raise where CuPy does, though cuBLAS would not; the recording goes on."""
+    if capturing():
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+
+
 def wait() -> None:
     """The host waits for the current stream."""
     forbid_while_capturing()

@@ -16,8 +16,10 @@ from tests.cuda_on_cpu.gpu import (
     Stream,
     capturing,
     check_device,
+    current_stream,
     forbid_while_capturing,
     gpu,
+    refuse_while_capturing,
     submit,
 )
 from tests.cuda_on_cpu.memory import memory_at
@@ -254,6 +256,34 @@ def gemmEx(
     algo: int,
 ) -> None:
     """C = alpha op(A) op(B) + beta C, all of them stored by columns; alpha and beta lie on the host."""
+    refuse_while_capturing()
+    _gemm(
+        *(handle, transa, transb, m, n, k, alpha, A, Atype, lda, B, Btype, ldb, beta, C, Ctype, ldc),
+        *(computeType, algo),
+    )
+
+
+def _gemm(
+    handle: int,
+    transa: int,
+    transb: int,
+    m: int,
+    n: int,
+    k: int,
+    alpha: int,
+    A: int,
+    Atype: int,
+    lda: int,
+    B: int,
+    Btype: int,
+    ldb: int,
+    beta: int,
+    C: int,
+    Ctype: int,
+    ldc: int,
+    computeType: int,
+    algo: int,
+) -> None:
     rounded = _check_types(handle, Atype, Btype, Ctype, computeType)
     rows_a, rows_b = (m if transa == CUBLAS_OP_N else k), (k if transb == CUBLAS_OP_N else n)
     if min(m, n, k) < 0 or lda < max(1, rows_a) or ldb < max(1, rows_b) or ldc < max(1, m):
@@ -328,3 +358,38 @@ def _rounded(x: np.ndarray, to: str | None) -> np.ndarray:
 
 def setStream(handle: int, stream: int | Stream) -> None:
     """gemmEx takes the current stream anyway."""
+
+
+class Library:
+    """cuBLAS as `ctypes` reaches it: addresses are `c_void_p`, and every function says how it went."""
+
+    def __init__(self) -> None:
+        self._streams: dict[int, int] = {}
+        self.workspaces: dict[int, int] = {}
+
+    def cublasSetStream_v2(self, handle: Any, stream: Any) -> int:
+        self._streams[handle.value] = stream.value or 0
+        self.workspaces.pop(handle.value, None)
+        return 0
+
+    def cublasSetWorkspace_v2(self, handle: Any, address: Any, size: Any) -> int:
+        memory_at(address.value, size.value)
+        if address.value % 256:
+            return 7
+        self.workspaces[handle.value] = size.value
+        return 0
+
+    def cublasGemmEx(self, *arguments: Any) -> int:
+        addresses = [place for place, a in enumerate(arguments) if isinstance(a, ctypes.c_void_p)]
+        if addresses != [0, 6, 7, 10, 13, 14] or not all(isinstance(a.value, int) for a in arguments):
+            raise TypeError("not the arguments of cublasGemmEx")
+        handle = arguments[0].value
+        if self._streams[handle] != current_stream().ptr:
+            raise RuntimeError("this product goes into another stream")
+        if capturing() and handle not in self.workspaces:
+            raise RuntimeError("the graph would hold an allocation of cuBLAS")
+        try:
+            _gemm(*(argument.value for argument in arguments))
+        except CUBLASError as error:
+            return error.status
+        return 0

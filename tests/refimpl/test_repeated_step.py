@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from refimpl import DynamicCache, StaticCache
 from refimpl.backends.numpy import NumPyBackend
 from refimpl.errors import ContextOverflowError
 from refimpl.generation import repeated_step
+from refimpl.generation.repeated_step import RepeatedStep
 from refimpl.prompt_cache import PromptCache
 from tests.tiny import tiny_model, tiny_neox
 
@@ -60,7 +63,9 @@ def test_the_text_is_that_of_single_calls(make, settings, padded):
     plain, recording = both(make)
     ids, mask = PADDED if padded else (IDS, np.ones_like(IDS))
     texts = [
-        model.generate(ids, attention_mask=mask, max_new_tokens=12, eos_token_id=[], pad_token_id=0, **settings)
+        model.generate(
+            ids, attention_mask=mask, max_new_tokens=12, eos_token_id=[], pad_token_id=0, **settings
+        )
         for model in (plain, recording)
     ]
     assert np.array_equal(*texts)
@@ -138,10 +143,27 @@ def test_a_text_beyond_the_context_is_said_once_it_gets_there():
 def test_a_failed_step_leaves_the_cache_as_it_was(monkeypatch):
     _, recording = both()
     cache = DynamicCache()
-    monkeypatch.setattr(recording.backend, "softmax", _fail_at(3 * 4))  # 3 layers; the fourth call is a repeated one
+    monkeypatch.setattr(
+        recording.backend, "softmax", _fail_at(3 * 4)
+    )  # 3 layers; the fourth call is a repeated one
     with pytest.raises(KeyboardInterrupt):
         recording.generate(IDS, past_key_values=cache, max_new_tokens=8, eos_token_id=[])
     assert {layer.length for layer in cache._layers} == {5 + 3}
+
+
+def test_what_a_step_holds_is_given_up_with_it():
+    _, recording = both()
+    cache = DynamicCache()
+    recording(IDS, past_key_values=cache)
+    step = RepeatedStep(recording, cache, None)
+    step(IDS[:, 0], np.array([5, 5]))
+    gone = weakref.ref(step)
+    gc.disable()
+    try:
+        del step
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def _fail_at(count: int) -> Callable[..., Any]:

@@ -185,8 +185,8 @@ __global__ void __launch_bounds__(256)
            int seq, int head_dim, long long rows, T* __restrict__ y) {
     const long long row = blockIdx.x * 8ll + threadIdx.x / 32;
     if (row >= rows) return;
-    const int t = (int)(row % seq), head = (int)(row / seq % heads);
-    const long long batch = row / seq / heads;
+    int t, head;
+    const long long batch = divided(divided(row, seq, t), heads, head);
     const X* from = x + batch * batch_stride + head * head_stride + t * seq_stride;
     const long long angle = batch * angle_batch + (long long)t * half;
     T* to = y + row * head_dim;
@@ -222,8 +222,8 @@ __global__ void __launch_bounds__(256)
           int heads, int seq, int head_dim, int capacity, long long rows) {
     const long long row = blockIdx.x * 8ll + threadIdx.x / 32;
     if (row >= rows) return;
-    const int t = (int)(row % seq), head = (int)(row / seq % heads);
-    const long long batch = row / seq / heads;
+    int t, head;
+    const long long batch = divided(divided(row, seq, t), heads, head);
     const long long place = (at ? *at : position) + t;
     if (place < 0 || place >= capacity) return;
     if (blockIdx.y == 0) {

@@ -8,26 +8,26 @@ constexpr int CHUNK = 512;    // bytes of a row of weights that a warp asks for 
 constexpr int UNITS = 32 * 4; // bytes of units beside it, for nf4: one for the 32 numbers that lie in 16 bytes
 
 // values[i] is summed over the lanes of a warp for every i, in the same order of additions whatever i is.  Lane l gets
-// the sum of i = l / (32 / N).  N is a power of two, at most 32.
-template <int N>
+// the sum of i = l / (32 / N).  N is a power of two, at most 32.  LEFT: how many sums this lane still has; LANES: how
+// far away its partner is.  Both are known to the compiler, so that values stay in registers.
+template <int N, int LEFT = N, int LANES = 16>
 __device__ __forceinline__ float sum_over_lanes(float (&values)[N], int lane) {
-    int left = N;
+    if constexpr (LANES == 0) {
+        return values[0];
+    } else if constexpr (LEFT > 1) {
+        // Half of the values go to the other lane of a pair, which adds them to its own.
+        constexpr int HALF = LEFT / 2;
+        const bool upper = lane & LANES;
 #pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-        if (left > 1) {
-            // Half of the values go to the other lane of a pair, which adds them to its own.
-            left /= 2;
-            const bool upper = lane & lanes;
-#pragma unroll
-            for (int i = 0; i < left; i++) {
-                float away = upper ? values[i] : values[i + left];
-                values[i] = (upper ? values[i + left] : values[i]) + shuffle_xor(away, lanes);
-            }
-        } else {
-            values[0] += shuffle_xor(values[0], lanes);
+        for (int i = 0; i < HALF; i++) {
+            const float away = upper ? values[i] : values[i + HALF];
+            values[i] = (upper ? values[i + HALF] : values[i]) + shuffle_xor(away, LANES);
         }
+        return sum_over_lanes<N, HALF, LANES / 2>(values, lane);
+    } else {
+        values[0] += shuffle_xor(values[0], LANES);
+        return sum_over_lanes<N, 1, LANES / 2>(values, lane);
     }
-    return values[0];
 }
 
 // Adds up what the lanes and the `splits` warps of a group have, always in the same order; then unit, bias and y.
@@ -201,9 +201,11 @@ __global__ void __launch_bounds__(256)
     widen_rows(const W* numbers, const float* units, const float* table, int block_shift, int out, int in, int first,
                int count, T* __restrict__ to) {
     const Matrix<W> matrix = {numbers, units, table, block_shift, out, in};
-    const long long across = (in + 3) / 4, quads = across * count;
+    const int across = (in + 3) / 4;
+    const long long quads = (long long)across * count;
     for (long long i = blockIdx.x * 256ll + threadIdx.x; i < quads; i += gridDim.x * 256ll) {
-        const int row = (int)(i / across), k = (int)(i % across) * 4;
+        int quad;
+        const int row = (int)divided(i, across, quad), k = quad * 4;
         store_in_row<T, QUADS>(to + (long long)row * in, in, k, dense_quad<W, QUADS>(matrix, first + row, k));
     }
 }

@@ -27,7 +27,9 @@ def peer() -> Any:
         yield module
 
 
-@pytest.mark.skipif("REFIMPL_COMPILED" not in os.environ, reason="compiles for a minute; make check-long does")
+@pytest.mark.skipif(
+    "REFIMPL_COMPILED" not in os.environ, reason="compiles for a minute; make check-long does"
+)
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own packages
 def test_compiled_gives_the_same_tokens(peer, tmp_path):
     """After nothing, after a prompt, and after the same prompt again, whose keys are still there."""

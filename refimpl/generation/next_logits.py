@@ -103,7 +103,7 @@ class NextLogits:
                     self.cache.reused = common
             past = self.cache.get_seq_length()
         goes_on = not first and past == ids.shape[1] - 1
-        if goes_on and self._may_repeat and can_repeat(self._model.backend, self.cache):
+        if goes_on and self._may_repeat and can_repeat(self._model, self.cache):
             return self._after_one_more(ids, mask, positions, text)
         fed: dict[str, Any] = {"input_ids": ids[::copies, past:]}
         if self._embeds is not None and first:

@@ -32,9 +32,11 @@ class RecordingBackend(Protocol):
         """`step`, as one whole.  It reads and writes arrays that stay where they are, and so does its result."""
 
 
-def can_repeat(backend: Any, cache: Any) -> bool:
-    """Whether the backend records steps, and the cache keeps one more token as a recorded step would."""
-    if not isinstance(backend, RecordingBackend) or not isinstance(cache, DynamicCache):
+def can_repeat(model: Any, cache: Any) -> bool:
+    """Whether the backend records steps, and model and cache do with one more token what a recorded step would."""
+    if not isinstance(model.backend, RecordingBackend) or not isinstance(cache, DynamicCache):
+        return False
+    if model.base_model.rotary_emb.fixed is None:  # the angles depend on the length of the text
         return False
     if isinstance(cache, StaticCache) and cache.get_seq_length() >= cache.max_cache_len:
         return False

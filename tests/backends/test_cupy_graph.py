@@ -80,12 +80,15 @@ def test_a_step_that_cannot_be_recorded_is_computed_as_it_stands():
     assert backend.to_numpy(again()).tolist() == [8.0] * 4
 
 
-def test_angles_that_depend_on_the_length_are_computed_call_by_call():
+def test_angles_that_depend_on_the_length_are_computed_call_by_call(pretended_gpu):
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     expected = tiny_model(rope_parameters=rope).generate(IDS, max_new_tokens=6, eos_token_id=[])
     model = tiny_model(backend="cupy", rope_parameters=rope)
-    with pytest.warns(UserWarning, match="cannot be recorded as a CUDA graph"):
+    before = pretended_gpu.replays
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert np.array_equal(model.generate(IDS, max_new_tokens=6, eos_token_id=[]), expected)
+    assert pretended_gpu.replays == before
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ _live: dict[int, weakref.ref[Memory]] = {}
 
 def memory_at(address: int, size: int) -> Memory:
     """The memory that holds these bytes.  Raises where there is none: an illegal address."""
-    for start, reference in list(_live.items()):
+    for start, reference in _live.copy().items():  # collecting garbage meanwhile would change it
         memory = reference()
         if memory is not None and start <= address and address + size <= start + memory.size:
             return memory

@@ -168,18 +168,17 @@ class CuPyBackend(Backend):
     ) -> tuple[Array, Array | None]:
         self._enter()
         too_wide = query.shape[3] > attention.LARGEST_HEAD_DIM
-        if not self._compiled or mask.bias is not None or too_wide:
-            return super().attention(
-                query.astype(self.dtype, copy=False), key, value, mask, scale, need_weights
-            )
-        result = self._result_dtype(query.shape[0] * query.shape[2])
-        context = attention.attend(query, key, value, mask, scale, result)
-        if not need_weights:
-            return context, None
-        # The definition's weights beside it, so that the context is the same whether they are asked for or not.
-        return context, super().attention(
-            query.astype(self.dtype, copy=False), key, value, mask, scale, True
-        )[1]
+        has_kernel = self._compiled and mask.bias is None and not too_wide
+        context = weights = None
+        if need_weights or not has_kernel:
+            wide = query.astype(self.dtype, copy=False)
+            context, weights = super().attention(wide, key, value, mask, scale, need_weights)
+        if (
+            has_kernel
+        ):  # also beside the definition's weights: the context is the same whether they are asked for or not
+            result = self._result_dtype(query.shape[0] * query.shape[2])
+            context = attention.attend(query, key, value, mask, scale, result)
+        return context, weights
 
     # --- no operations of their own ------------------------------------------------------------
 

@@ -18,7 +18,7 @@ PLACES = ["on the CPU", pytest.param("on a GPU", marks=pytest.mark.gpu)]
 
 @contextmanager
 def kernels(place: str, **settings: Any) -> Iterator[SimpleNamespace]:
-    """`cupy`, `products` and `elementwise` of that place, and `gpu`: what is pretended (None on a GPU)."""
+    """`cupy` and the modules that launch kernels, of that place, and `gpu`: what is pretended (None on a GPU)."""
     if place == "on a GPU":
         usable_backend("cupy")
         yield _modules(None)
@@ -30,6 +30,8 @@ def kernels(place: str, **settings: Any) -> Iterator[SimpleNamespace]:
 def _modules(gpu: Any) -> SimpleNamespace:
     import cupy
 
-    from refimpl.backends.cupy import elementwise, products
+    from refimpl.backends.cupy import attention, elementwise, modules, products
 
-    return SimpleNamespace(cupy=cupy, products=products, elementwise=elementwise, gpu=gpu)
+    return SimpleNamespace(
+        cupy=cupy, attention=attention, elementwise=elementwise, modules=modules, products=products, gpu=gpu
+    )

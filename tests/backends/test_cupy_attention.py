@@ -15,8 +15,7 @@ import pytest
 
 from refimpl.backends import get_backend, to_dtype
 from refimpl.backends.mask import AttentionMask
-from tests.conftest import usable_backend
-from tests.cuda_on_cpu.stand_in import cuda_on_cpu
+from tests.backends.on_device import PLACES, kernels
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -48,22 +47,10 @@ class Card:
         return self.cp.asnumpy(context).astype(np.float64)
 
 
-@pytest.fixture(params=["processor", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(params=PLACES)
 def card(request: pytest.FixtureRequest) -> Iterator[Card]:
-    if request.param == "gpu":
-        usable_backend("cupy")
-        yield loaded(None)
-    else:
-        with cuda_on_cpu() as pretended:
-            yield loaded(pretended)
-
-
-def loaded(pretended: Any) -> Card:
-    import cupy
-
-    from refimpl.backends.cupy import attention, modules
-
-    return Card(cupy, attention, modules, pretended)
+    with kernels(request.param) as found:
+        yield Card(found.cupy, found.attention, found.modules, found.gpu)
 
 
 def normal(*shape: int, dtype: str = "float32", seed: int = 0) -> np.ndarray:

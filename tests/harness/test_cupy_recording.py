@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tests.cuda_on_cpu.runner import compiler
-from tests.cuda_on_cpu.stand_in import cuda_on_cpu
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs g++")
 
@@ -16,19 +15,6 @@ template <class T> __global__ void scale(const T* x, T* y, T factor, int n) {
     if (i < n) y[i] = x[i] * factor;
 }
 """
-
-
-@pytest.fixture
-def gpu():
-    with cuda_on_cpu() as gpu:
-        yield gpu
-
-
-@pytest.fixture
-def cp(gpu):
-    import cupy
-
-    return cupy
 
 
 def scale(cp):

@@ -31,19 +31,6 @@ __global__ void writes_behind(float* y, int n) { y[n] = 1; }
 """
 
 
-@pytest.fixture
-def gpu():
-    with cuda_on_cpu() as gpu:
-        yield gpu
-
-
-@pytest.fixture
-def cp(gpu):
-    import cupy
-
-    return cupy
-
-
 def scale(cp, kind="float"):
     names = (f"scale<{kind}>", "much_shared<65536>", "writes_behind")
     module = cp.RawModule(code=TEXT, backend="nvrtc", options=("-std=c++17",), name_expressions=names)

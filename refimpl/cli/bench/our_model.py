@@ -212,9 +212,8 @@ class RunningModel:
         text[0, : past + 1] = [*self._filled, item["first"]]
         with warnings.catch_warnings(record=True, action="default") as caught:
             for end in range(past + 1, past + 1 + count):
-                if (
-                    end == 1
-                ):  # as the whole prompt of one token: there is nothing yet that a step could follow
+                # One token alone is a prompt: there is nothing yet that a step could follow.
+                if end == 1:
                     text[0, 1] = self._next_token(text[0, :1].tolist(), self._cache)
                 else:
                     text[0, end] = np.argmax(self._next_logits(text[:, :end])[0])

@@ -12,6 +12,7 @@ from refimpl.backends import to_dtype
 from refimpl.backends.base import Array, Backend
 from refimpl.backends.cupy import attention, device, elementwise, products, transfer
 from refimpl.backends.cupy.graph import RecordedStep
+from refimpl.backends.likeliest import likeliest
 from refimpl.backends.mask import AttentionMask
 from refimpl.backends.panels import PanelMatrix, lies_in_panels, out_of_panels, unpacked_bytes
 from refimpl.backends.quantized import QuantizedMatrix
@@ -199,6 +200,11 @@ class CuPyBackend(Backend):
         """
         self._enter()
         return RecordedStep(step) if self._compiled else step
+
+    def likeliest(self, logits: Array) -> Array:
+        """The greedy choice on the device.  [rows, vocab] -> int64 [rows]"""
+        self._enter()
+        return elementwise.likeliest(logits) if self._compiled else likeliest(cupy, logits)
 
 
 def _open(name: str | None) -> int:

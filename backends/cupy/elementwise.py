@@ -1,4 +1,5 @@
-"""Layer norm, activations, rotary embedding, embedding and the cache: what happens between the matrix products.
+"""Layer norm, activations, rotary embedding, embedding, the cache, the greedy choice: what happens between the matrix
+products.
 
 All arithmetic is float32. Where a function takes `dtype`, it is that of the result: float32, float16 or bfloat16.
 """
@@ -161,8 +162,9 @@ def store(key_storage: Array, value_storage: Array, key: Array, value: Array, at
     )
 
 
-def argmax(logits: Array) -> Array:
-    """The place of the largest number of each row, the first of equal ones; the first NaN where there is one.
+def likeliest(logits: Array) -> Array:
+    """The place of the largest number of each row, the first of equal ones; -1 where it is infinite or NaN, which
+    counts as the largest.
 
     float32, float16 or bfloat16 [..., vocab] -> int64 [...]
     """
@@ -172,7 +174,7 @@ def argmax(logits: Array) -> Array:
     flat = logits if logits.ndim == 2 else logits.reshape(-1, count)
     y = cp.empty(flat.shape[0], np.int64)
     if y.size:
-        kernel("elementwise", f"argmax<{type_name(flat.dtype)}>").launch(
+        kernel("elementwise", f"likeliest<{type_name(flat.dtype)}>").launch(
             (y.size,),
             (min(1024, -(-count // 32) * 32),),
             flat,
@@ -199,7 +201,7 @@ def instances(capability: int) -> list[tuple[str, str]]:
     """(file, expression) of every kernel that can be asked for; the compute capability does not matter."""
     types, words = ("float", "float16", "bfloat16"), ("true", "false")
     names = [f"layer_norm<{t}, {quads}>" for t in types for quads in (1, 2, 4, 8)]
-    names += [f"{one}<{t}>" for one in ("layer_norm_unaligned", "argmax", "find_nonfinite") for t in types]
+    names += [f"{one}<{t}>" for one in ("layer_norm_unaligned", "likeliest", "find_nonfinite") for t in types]
     functions = sorted(set(ACTIVATIONS.values()))
     names += [f"activate<{f}, {t}, {w}>" for f in functions for t in types for w in words]
     names += [f"rotary<{a}, {b}>" for a in types for b in types]

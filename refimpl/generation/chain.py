@@ -100,6 +100,11 @@ class ScoreProcessing:
         self._custom = custom
         self._filters = [*([] if config.is_greedy else _filters(config)), *_last(config)]
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether what may come next is the whole vocabulary, with the logits as its scores."""
+        return not (self._always or self._custom or self._filters)
+
     def __call__(self, ids: np.ndarray, scores: np.ndarray) -> list[Candidates]:
         """ids [rows, seq], logits [rows, vocab] -> what may come next in each row
 

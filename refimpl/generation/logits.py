@@ -160,12 +160,26 @@ def _passed(p: np.ndarray, number: float) -> int:
 def check_scores(scores: np.ndarray, row: int, position: int) -> None:
     """Raises: NumericalError when the scores hold NaN, rule out every token, or exceed the numbers.  [vocab]"""
     if not np.isfinite(scores.max()):  # which is NaN where any of them is
-        raise NumericalError(
-            "the logits leave nothing to choose from",
-            where=f"row {row}, position {position}",
-            row=row,
-            position=position,
-        )
+        raise _nothing_to_choose(row, position)
+
+
+def check_likeliest(token_id: int, row: int, position: int) -> int:
+    """The token that `NextLogits.likeliest` gave for a row with so many tokens.
+
+    Raises: NumericalError when it says that there is nothing to choose from.
+    """
+    if token_id < 0:
+        raise _nothing_to_choose(row, position)
+    return token_id
+
+
+def _nothing_to_choose(row: int, position: int) -> NumericalError:
+    return NumericalError(
+        "the logits leave nothing to choose from",
+        where=f"row {row}, position {position}",
+        row=row,
+        position=position,
+    )
 
 
 def choose(scores: np.ndarray, is_greedy: bool, seed: int, row: int, position: int) -> int:

@@ -122,11 +122,12 @@ class GenerationMixin:
         if streamer is not None:
             streamer.put(ids.copy())
         try:
-            for step in _steps_of(request):
+            for step in _steps_of(request, not {"output_scores", "output_logits"}.isdisjoint(needed)):
                 ids = step.ids
                 if "output_scores" in needed:
                     scores.append(step.scores.astype(np.float32))
                 if "output_logits" in needed:
+                    assert step.logits is not None
                     logits.append(step.logits)
                 if streamer is not None:
                     streamer.put(ids[:, -1].copy())
@@ -212,7 +213,7 @@ class GenerationMixin:
         if (request.config.num_beams or 1) > 1:
             raise InputError("beam search knows its text at the end only", where="num_beams")
         stream = TokenStream(tokenizer, len(request.ids), request.limit)
-        return (token for step in _steps_of(request) for token in stream.of(step))
+        return (token for step in _steps_of(request, True) for token in stream.of(step))
 
     def compute_transition_scores(
         self,
@@ -242,7 +243,7 @@ class GenerationMixin:
         return np.where(rows < 0, 0.0, chosen)
 
 
-def _steps_of(request: Request) -> Iterator[Step]:
+def _steps_of(request: Request, needs_scores: bool) -> Iterator[Step]:
     return steps(
         request.next_logits,
         request.ids,
@@ -253,6 +254,7 @@ def _steps_of(request: Request) -> Iterator[Step]:
         request.limit,
         request.fill,
         request.seed,
+        needs_scores,
     )
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.backends.likeliest import likeliest
 from refimpl.cache import DynamicCache
 from refimpl.errors import InputError
 from refimpl.generation.processors import PADDING
-from refimpl.generation.repeated_step import RepeatedStep, can_repeat
-from refimpl.outputs import CausalLMOutputWithPast
+from refimpl.generation.repeated_step import RepeatedOutput, RepeatedStep, can_repeat
 from refimpl.prompt_cache import PromptCache
 
 
@@ -73,6 +73,16 @@ class NextLogits:
         outputs = self._forward(self._visible(ids), keep=1)
         return self._taken(outputs, 0)
 
+    def likeliest(self, ids: np.ndarray) -> np.ndarray:
+        """The place of the largest of these logits, the lowest of equal ones.  [rows, seq] -> int64 [rows]
+
+        -1 where it is no number.  A step that the backend repeats finds it there, and its logits stay there.
+        """
+        outputs = self._forward(self._visible(ids), keep=1)
+        if isinstance(outputs, RepeatedOutput):
+            return outputs.likeliest()
+        return likeliest(np, self._taken(outputs, 0))
+
     def select(self, rows: np.ndarray) -> None:
         """Go on with other rows: row i is what row `rows[i]` was."""
         if not np.array_equal(rows, np.arange(len(self._mask))):
@@ -127,17 +137,17 @@ class NextLogits:
 
     def _after_one_more(
         self, ids: np.ndarray, mask: np.ndarray | None, positions: np.ndarray | None, text: np.ndarray
-    ) -> CausalLMOutputWithPast:
+    ) -> RepeatedOutput:
         """The model's outputs for the last token of each row, by a step that the backend repeats."""
         assert self.cache is not None
         past = ids.shape[1] - 1
         if self._repeated is None or not self._repeated.fits(self.cache, past):
             self._repeated = RepeatedStep(self._model, self.cache, None if mask is None else mask[:, :past])
         at = np.full(len(ids), past) if positions is None else positions[:, -1]
-        logits = self._repeated(ids[:, -1], at)
+        outputs = self._repeated(ids[:, -1], at)
         if isinstance(self.cache, PromptCache):
             self.cache.token_ids = text
-        return CausalLMOutputWithPast(logits=logits, past_key_values=self.cache)
+        return outputs
 
     def _mask_of(self, ids: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Mask and positions of the visible text; None where nothing is padded and both are the model's own."""
@@ -213,6 +223,9 @@ class LookedUpLogits(NextLogits):
         self._guessed = np.concatenate([ids, guess[None]], axis=1)
         self.steps += 1
         return self._taken(self._outputs, 0)
+
+    def likeliest(self, ids: np.ndarray) -> np.ndarray:
+        return likeliest(np, self(ids))
 
 
 def look_up(ids: np.ndarray, max_ngram: int, num_tokens: int) -> np.ndarray:

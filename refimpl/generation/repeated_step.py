@@ -1,12 +1,14 @@
 """One token for each row, computed by the same instructions every time: what a backend can record and repeat.
 
 Whatever changes from token to token lies in arrays that stay where they are: the ids, their positions, and how many
-tokens the cache holds.  So the step takes no arguments, and depends on no number of the host.
+tokens the cache holds.  So the step takes no arguments, and depends on no number of the host.  It ends with the
+greedy choice, and leaves these arrays as the step after that choice reads them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +18,7 @@ from refimpl.backends.base import Backend
 from refimpl.backends.mask import AttentionMask
 from refimpl.cache import DynamicCache
 from refimpl.inputs import warn_beyond_context
+from refimpl.outputs import CausalLMOutputWithPast
 from refimpl.static_cache import StaticCache
 
 Array = Any
@@ -30,6 +33,20 @@ class RecordingBackend(Protocol):
 
     def recorded(self, step: Callable[[], Array]) -> Callable[[], Array]:
         """`step`, as one whole.  It reads and writes arrays that stay where they are, and so does its result."""
+
+    def likeliest(self, logits: Array) -> Array:
+        """As `refimpl.backends.likeliest`, without waiting for the result.  [rows, vocab] -> int64 [rows]"""
+
+
+@dataclass
+class RepeatedOutput(CausalLMOutputWithPast):
+    """What a repeated step gives, which is overwritten by the next one.
+
+    likeliest: the places of the largest logits, as `refimpl.backends.likeliest` has them; it waits for them and brings
+        them to the host.  -> int64 [rows]
+    """
+
+    likeliest: Callable[[], np.ndarray] = field(kw_only=True)
 
 
 def can_repeat(model: Any, cache: Any) -> bool:
@@ -70,6 +87,8 @@ class RepeatedStep:
         placed = _PlacedCache(self._storage, self._state[-1:], cache)
         # Without this object in it: both are then given up, with their memory, as soon as nobody asks any more.
         self._step = backend.recorded(partial(_logits, model, self._state, mask, placed))
+        #: The state as the next step finds it; None where the host has not seen what was chosen.
+        self._found: np.ndarray | None = None
 
     def _key_visible(self, backend: Backend, visible: np.ndarray | None) -> Array | None:
         """[rows, room] bool; what comes later is no padding."""
@@ -84,18 +103,27 @@ class RepeatedStep:
         same = cache is self._cache and len(cache._layers) == len(self._layers)
         return same and past < self._room and cache._layers[-1].key_storage is self._storage[-1][0]
 
-    def __call__(self, ids: np.ndarray, positions: np.ndarray) -> Array:
-        """Logits after one more token in each row.  2 x [rows] -> [rows, 1, vocab], valid until the next call"""
+    def __call__(self, ids: np.ndarray, positions: np.ndarray) -> RepeatedOutput:
+        """After one more token in each row, 2 x [rows]: logits [rows, 1, vocab], and the likeliest of them."""
         past = self._cache.get_seq_length()
         warn_beyond_context(past + 1, self._model.config.max_position_embeddings)
-        self._state[...] = self._model.backend.asarray(np.concatenate([ids, positions, [past]]))
+        state = np.concatenate([ids, positions, [past]])
+        # Where every row goes on with its likeliest token, nothing has to be brought to the device.
+        if self._found is None or not np.array_equal(state, self._found):
+            self._state[...] = self._model.backend.asarray(state)
+        self._found = None
         logits = self._step()
         for layer in self._layers:
             layer.length = past + 1
-        return logits
+        return RepeatedOutput(logits=logits, past_key_values=self._cache, likeliest=self._likeliest)
+
+    def _likeliest(self) -> np.ndarray:
+        self._found = np.array(self._model.backend.to_numpy(self._state))
+        return self._found[: self._rows].copy()
 
 
 def _logits(model: Any, state: Array, mask: AttentionMask, placed: _PlacedCache) -> Array:
+    """[rows, 1, vocab]; the ids in `state` become the likeliest tokens, positions and length are one more."""
     rows = state.shape[0] // 2
     outputs = model(
         inputs_embeds=model.get_input_embeddings()(state[:rows, None]),
@@ -107,6 +135,8 @@ def _logits(model: Any, state: Array, mask: AttentionMask, placed: _PlacedCache)
         output_hidden_states=False,
         return_dict=True,
     )
+    state[:rows] = model.backend.likeliest(outputs.logits[:, -1])
+    state[rows:] += 1
     return outputs.logits
 
 

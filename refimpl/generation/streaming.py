@@ -56,6 +56,7 @@ class TokenStream:
 
     def of(self, step: Step) -> Iterator[GeneratedToken]:
         """The new tokens of a step, row by row."""
+        assert step.logits is not None
         now = time.perf_counter()
         speed = None
         if self._began is None:

@@ -93,7 +93,7 @@ for quads in ("true", "false"):
     run_kernel(text, f"activate<gelu, float, {quads}>", (1,), (256,), x, np.int64(y.size), y)
     assert np.isfinite(y).all()
 x, y = at_the_end(np.ones((2, 77), np.float32)), at_the_end(np.full(2, -1))
-run_kernel(text, "argmax<float>", (2,), (96,), x, np.int64(77), i32(77), y)
+run_kernel(text, "likeliest<float>", (2,), (96,), x, np.int64(77), i32(77), y)
 assert (y == 0).all()
 x, angles = (at_the_end(np.ones(shape, np.float32)) for shape in ((1, 2, 3, 10), (1, 3, 3)))
 y = unknown(1, 2, 3, 10)

@@ -12,6 +12,7 @@ import pytest
 
 from refimpl.backends import get_backend, to_dtype
 from refimpl.backends.activations import ACTIVATIONS
+from refimpl.backends.likeliest import likeliest
 from refimpl.backends.quantized import QuantizedMatrix
 from tests.backends.on_device import PLACES, kernels
 from tests.backends.test_cupy_products import FORMS, every_form, normal, on
@@ -224,27 +225,30 @@ def test_nothing_is_stored_outside(device, at, on_device):
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("count", [1, 31, 1000, 5003])
-def test_argmax(device, dtype, count):
-    """As NumPy: the first of equal numbers, and NaN before all."""
+def test_the_likeliest(device, dtype, count):
+    """As the definition: the first of equal numbers, and -1 where the largest is none."""
     x = np.round(normal(6, count) * 4).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     x[1] = -np.inf
     x[2, count // 2 :: 2] = np.nan
+    x[2, 0] = np.inf
     x[3] = 0
     x[3, ::2] = -0.0
     x[4, [0, -1]] = np.inf
-    found = device.elementwise.argmax(device.cupy.asarray(x))
+    found = device.elementwise.likeliest(device.cupy.asarray(x))
     assert found.dtype == np.int64
-    np.testing.assert_array_equal(device.cupy.asnumpy(found), x.astype(np.float32).argmax(axis=-1))
+    found = device.cupy.asnumpy(found)
+    np.testing.assert_array_equal(found, likeliest(np, x.astype(np.float32)))
+    assert found[1:].tolist() == [-1, -1, 0, -1, *x[5:].astype(np.float32).argmax(axis=-1)]
 
 
-def test_argmax_of_the_last_position(device):
+def test_the_likeliest_of_the_last_position(device):
     """A view [batch, vocab] of logits [batch, seq, vocab]."""
     x = normal(3, 4, 70)
     logits = device.cupy.asarray(x)
     np.testing.assert_array_equal(
-        device.cupy.asnumpy(device.elementwise.argmax(logits[:, -1])), x[:, -1].argmax(-1)
+        device.cupy.asnumpy(device.elementwise.likeliest(logits[:, -1])), x[:, -1].argmax(-1)
     )
-    np.testing.assert_array_equal(device.cupy.asnumpy(device.elementwise.argmax(logits)), x.argmax(-1))
+    np.testing.assert_array_equal(device.cupy.asnumpy(device.elementwise.likeliest(logits)), x.argmax(-1))
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from refimpl.backends import get_backend
+from refimpl.errors import NumericalError
+from refimpl.prompt_cache import PromptCache
 from tests.tiny import tiny_model, tiny_neox
 
 pytestmark = pytest.mark.usefixtures("pretended_gpu")
@@ -42,14 +45,111 @@ def test_a_text_is_that_of_single_calls(make, dtype, pretended_gpu):
     assert np.array_equal(ids, text.sequences)
 
 
-def test_nothing_but_the_logits_is_waited_for(pretended_gpu):
+def counted(gpu):
+    return np.array([gpu.synchronizations, gpu.uploads, gpu.replays, len(gpu.launches)])
+
+
+@pytest.mark.parametrize(
+    ("sampled", "uploads"), [({}, 0), ({"do_sample": True, "seed": 4, "temperature": 9.0}, 4)]
+)
+def test_a_token_is_one_launch_and_one_answer(sampled, uploads, pretended_gpu):
     model = tiny_model(backend="cupy", dtype="float16")
     counts = []
     for tokens in (6, 10):
-        before = pretended_gpu.synchronizations
-        model.generate(IDS, max_new_tokens=tokens, eos_token_id=[])
-        counts.append(pretended_gpu.synchronizations - before)
-    assert counts[1] - counts[0] == 4
+        before = counted(pretended_gpu)
+        model.generate(IDS, attention_mask=MASK, max_new_tokens=tokens, eos_token_id=[], **sampled)
+        counts.append(counted(pretended_gpu) - before)
+    assert (counts[1] - counts[0]).tolist() == [4, uploads, 4, 0]
+
+
+def test_a_greedy_text_leaves_its_logits_on_the_device(monkeypatch):
+    model, copied = tiny_model(backend="cupy"), []
+    to_numpy = model.backend.to_numpy
+
+    def counting(array):
+        copied.append(array.shape)
+        return to_numpy(array)
+
+    monkeypatch.setattr(model.backend, "to_numpy", counting)
+    model.generate(IDS, max_new_tokens=5, eos_token_id=[])
+    # The first token is chosen from the logits of the prompt; then ids, positions and length of two rows come.
+    assert copied == [(2, 1, 40), *[(2 * 2 + 1,)] * 4]
+
+
+PADDED = {"attention_mask": MASK}
+SCORES = {"output_scores": True, "return_dict_in_generate": True}
+GREEDY = {
+    "a row": ([IDS[:1]], {}),
+    "rows": ([IDS], {}),
+    "padding": ([IDS], PADDED),
+    "static": ([IDS], PADDED | {"cache_implementation": "static"}),
+    "max_length": ([IDS], {"max_length": 11, "max_new_tokens": None}),
+    "a prompt cache": (
+        [IDS[:1], IDS[:1, :3], np.array([[3, 4, 5, 6, 9, 9, 9]])],
+        {"past_key_values": PromptCache},
+    ),
+    "a processor": ([IDS], PADDED | {"logits_processor": lambda ids, scores: -scores}),
+    "a criterion": (
+        [IDS],
+        PADDED | {"stopping_criteria": lambda ids, scores: np.isin(scores.argmax(axis=1), (28, 6))},
+    ),
+    "scores": ([IDS], PADDED | SCORES),
+    "penalties": ([IDS], PADDED | {"repetition_penalty": 1.5}),
+}
+
+
+@pytest.mark.parametrize("make", [tiny_model, tiny_neox])
+@pytest.mark.parametrize(("prompts", "settings"), GREEDY.values(), ids=list(GREEDY))
+def test_greedy_texts_are_those_of_numpy(make, prompts, settings, pretended_gpu):
+    """There scores are asked for, and chosen from."""
+    plain, model = make(seed=5), make(backend="cupy", seed=5)
+    caches = [cache() for cache in [settings.get("past_key_values", lambda: None)] * 2]
+    before = pretended_gpu.replays
+    for prompt in prompts:
+        asked = {"max_new_tokens": 8, "eos_token_id": [], "pad_token_id": 0} | settings
+        expected = plain.generate(prompt, **(asked | SCORES | {"past_key_values": caches[0]}))
+        found = model.generate(prompt, **(asked | {"past_key_values": caches[1]}))
+        if "output_scores" in settings:
+            np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=1e-4)
+            found = found.sequences
+        assert np.array_equal(found, expected.sequences)
+    assert pretended_gpu.replays > before
+
+
+def test_rows_end_where_they_end_on_numpy():
+    """The device goes on with its own choice in a row that has ended; the host puts the padding there."""
+    asked = {"attention_mask": MASK, "max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": [20, 6]}
+    texts, put = [], []
+    for backend in ("numpy", "cupy"):
+        streamer = SimpleNamespace(put=lambda ids: put.append(ids.tolist()), end=lambda: None)
+        texts.append(tiny_neox(backend=backend, seed=5).generate(IDS, streamer=streamer, **asked))
+    assert np.array_equal(*texts)
+    assert put[: len(put) // 2] == put[len(put) // 2 :]
+    assert (texts[0][:, IDS.shape[1] :] != 0).sum(axis=1).tolist() == [10, 3]
+
+
+@pytest.mark.parametrize("settings", [{}, SCORES], ids=["on the device", "on the host"])
+def test_nan_in_a_recorded_step_is_an_error(settings):
+    asked = {"attention_mask": MASK, "max_new_tokens": 8, "eos_token_id": [], "pad_token_id": 0}
+    free = tiny_neox(seed=5).generate(IDS, **asked)
+    # The token whose embedding is broken is the second new one of the second row, and stands nowhere before.
+    rows, places = np.nonzero(free == free[1, 6])
+    assert (rows.tolist(), places.min()) == ([1], 6)
+    model = tiny_neox(backend="cupy", seed=5)
+    model.base_model.embed_in.weight[int(free[1, 6])] = np.nan
+    with pytest.raises(NumericalError) as caught:
+        model.generate(IDS, **asked, **settings)
+    assert (caught.value.row, caught.value.position) == (1, 7)
+    assert np.array_equal(caught.value.sequences, free[:, :7])
+
+
+def test_a_row_that_has_ended_may_hold_nan():
+    asked = {"attention_mask": MASK, "max_new_tokens": 8, "pad_token_id": 30, "eos_token_id": 6}
+    expected = tiny_neox(seed=5).generate(IDS, **asked)
+    assert (expected == 30).sum(axis=1).tolist() == [0, 5]
+    model = tiny_neox(backend="cupy", seed=5)
+    model.base_model.embed_in.weight[30] = np.nan
+    assert np.array_equal(model.generate(IDS, **asked), expected)
 
 
 def test_a_graph_reads_what_has_changed_in_place():

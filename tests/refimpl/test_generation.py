@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 
 from refimpl import GenerationConfig, GPTNeoXJapaneseForCausalLM, to_numpy
+from refimpl.backends.likeliest import likeliest
 from refimpl.errors import InputError, NumericalError
-from refimpl.generation.logits import apply_temperature, choose, draw, in_top_k, in_top_p, probabilities
+from refimpl.generation.logits import (
+    apply_temperature,
+    check_likeliest,
+    choose,
+    draw,
+    in_top_k,
+    in_top_p,
+    probabilities,
+)
 from refimpl.generation.random import fresh_seed, uniform
 from tests.tiny import save_tiny, tiny_ids, tiny_model
 
@@ -57,6 +66,8 @@ def test_draws_follow_the_distribution():
 
 def test_greedy_takes_the_lowest_id_of_equals():
     assert choose(np.array([0.0, 2.0, 2.0]), True, 0, 0, 0) == 1
+    assert likeliest(np, np.array([[0.0, 2.0, 2.0], [3.0, -np.inf, 3.0]])).tolist() == [1, 0]
+    assert check_likeliest(0, 0, 0) == 0
     assert GenerationConfig(do_sample=True, temperature=0.0).is_greedy
     assert not GenerationConfig(do_sample=True).is_greedy
 
@@ -66,6 +77,9 @@ def test_greedy_takes_the_lowest_id_of_equals():
 def test_nothing_is_chosen_from_broken_logits(logits, is_greedy):
     with pytest.raises(NumericalError, match="row 3, position 4"):
         choose(np.array(logits), is_greedy, 0, 3, 4)
+    (token_id,) = likeliest(np, np.array([logits]))
+    with pytest.raises(NumericalError, match="row 3, position 4"):
+        check_likeliest(int(token_id), 3, 4)
 
 
 def test_random_numbers_known_answers():

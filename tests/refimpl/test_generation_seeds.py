@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import numpy as np
 import pytest
 
-from refimpl import AutoModelForCausalLM, AutoTokenizer, PromptCache, embedded_model_path
+from refimpl import AutoModelForCausalLM, AutoTokenizer, PromptCache, embedded_model_path, to_numpy
 from refimpl.generation.logits import draw, log_probabilities
 from refimpl.generation.random import uniform
+from tests.conftest import BACKENDS, usable_backend
 
 #: REFIMPL_DRAWS says how many tokens are drawn; `make check-long` draws a million.
 DRAWS = int(os.environ.get("REFIMPL_DRAWS", "50000"))
@@ -22,11 +24,14 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def models():
-    return {
-        backend: AutoModelForCausalLM.from_pretrained(embedded_model_path(), backend=backend)
-        for backend in ("numpy", "numba")
-    }
+def model_on():
+    """The model on a backend, loaded once."""
+
+    @cache
+    def loaded(backend):
+        return AutoModelForCausalLM.from_pretrained(embedded_model_path(), backend=usable_backend(backend))
+
+    return loaded
 
 
 def test_draws_follow_the_distribution():
@@ -46,9 +51,9 @@ def padded(tokenizer, prompts, extra=0):
     return ids, mask, width
 
 
-def test_a_row_s_text_is_its_own(models, tokenizer):
+def test_a_row_s_text_is_its_own(model_on, tokenizer):
     """Alone or in a batch of 8, with more padding, without a cache, with one that holds half of the text."""
-    model, new = models["numba"], 24
+    model, new = model_on("numba"), 24
     asked = {"max_new_tokens": new, "seed": 3, "do_sample": True, "eos_token_id": []}
     ids, mask, width = padded(tokenizer, PROMPTS)
     together = model.generate(ids, attention_mask=mask, **asked)[:, width:].tolist()
@@ -65,19 +70,20 @@ def test_a_row_s_text_is_its_own(models, tokenizer):
     assert rest[0, first.shape[1] :].tolist() == together[0]
 
 
-def test_two_backends_part_only_at_a_border(models, tokenizer):
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_two_backends_part_only_at_a_border(model_on, tokenizer, backend):
     """At the first step where the texts differ, the number that was drawn lies next to a border between tokens."""
     asked = {"max_new_tokens": 64, "do_sample": True, "eos_token_id": [], "top_k": 0, "top_p": 1.0}
     asked |= {"repetition_penalty": 1.0, "temperature": 1.0}
-    parted = []
+    parted, models = [], (model_on("numpy"), model_on(backend))
     for seed, prompt in enumerate(PROMPTS):
         ids = tokenizer(prompt, return_tensors="np").input_ids
-        one, other = (model.generate(ids, seed=seed, **asked)[0] for model in models.values())
+        one, other = (model.generate(ids, seed=seed, **asked)[0] for model in models)
         differs = np.flatnonzero(one != other)
         if not differs.size:
             continue
         place = int(differs[0])
-        logits = [model(one[None, :place]).logits[0, -1].astype(np.float64) for model in models.values()]
+        logits = [to_numpy(model(one[None, :place]).logits)[0, -1].astype(np.float64) for model in models]
         most = np.abs(logits[0] - logits[1]).max()
         ranked = np.argsort(-logits[0], kind="stable")
         borders = np.cumsum(np.exp(log_probabilities(logits[0])[ranked]))
@@ -85,4 +91,4 @@ def test_two_backends_part_only_at_a_border(models, tokenizer):
         # A sum of probabilities moves by at most twice the largest difference of the logits.
         assert distance < 2 * most, f"{prompt}: {distance} from a border, and the logits differ by {most}"
         parted.append((prompt, place - ids.shape[1], distance, most))
-    print("steps at which numpy and numba part:", parted or "none")
+    print(f"steps at which numpy and {backend} part:", parted or "none")

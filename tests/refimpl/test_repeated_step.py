@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from refimpl import DynamicCache, StaticCache
+from refimpl.backends.likeliest import likeliest
 from refimpl.backends.numpy import NumPyBackend
 from refimpl.errors import ContextOverflowError
 from refimpl.generation import repeated_step
+from refimpl.generation.next_logits import LookedUpLogits, NextLogits
 from refimpl.generation.repeated_step import RepeatedStep
 from refimpl.prompt_cache import PromptCache
 from tests.tiny import tiny_model, tiny_neox
@@ -37,6 +39,9 @@ class Recording(NumPyBackend):
             return step()
 
         return repeat
+
+    def likeliest(self, logits):
+        return likeliest(np, logits)
 
     def store(self, key_storage, value_storage, key, value, at) -> None:
         where = at + np.arange(key.shape[2])
@@ -84,6 +89,94 @@ def test_scores_are_those_of_single_calls():
         for model in (plain, recording)
     ]
     assert np.abs(scores[0] - scores[1]).max() <= 1e-5 * np.abs(scores[0]).max()
+
+
+@pytest.mark.parametrize("make", [tiny_model, tiny_neox])
+@pytest.mark.parametrize("asked", [{}, {"output_scores": True, "return_dict_in_generate": True}])
+def test_rows_end_each_for_itself(make, asked):
+    """By the choice of the step, and from scores: the same texts, in which the host fills up what has ended."""
+    plain, recording = both(make, seed=5)
+    options = {
+        "attention_mask": PADDED[1],
+        "max_new_tokens": 12,
+        "eos_token_id": [20, 6, 28],
+        "pad_token_id": 1,
+    }
+    texts = [model.generate(PADDED[0], **options, **asked) for model in (plain, recording)]
+    one, other = (text if isinstance(text, np.ndarray) else text.sequences for text in texts)
+    assert np.array_equal(one, other)
+    ended = (one == 1).sum(axis=1)
+    assert ended.max() >= 3
+    assert ended[0] != ended[1]
+
+
+def test_what_is_chosen_goes_on_without_the_host(monkeypatch):
+    """Ids and positions are brought to the backend where they are others than the step has left there."""
+    _, recording = both(tiny_neox, seed=5)
+    brought = []
+    asarray = recording.backend.asarray
+
+    def counting(array, dtype=None):
+        if np.shape(array) == (5,):
+            brought.append(np.array(array).tolist())
+        return asarray(array, dtype)
+
+    monkeypatch.setattr(recording.backend, "asarray", counting)
+    options = {"attention_mask": PADDED[1], "max_new_tokens": 8, "pad_token_id": 1}
+    text = recording.generate(PADDED[0], eos_token_id=[], **options)
+    assert brought == [[0] * 5, [*text[:, 5], 3, 5, 5]]
+    brought.clear()
+    text = recording.generate(PADDED[0], eos_token_id=[6], **options)
+    assert text[1].tolist().index(6) == 7
+    assert brought[2:] == [[text[0, at], 1, at - 2, at, at] for at in (8, 9, 10, 11)]
+
+
+def test_a_caller_may_look_at_the_logits_or_the_choice():
+    plain, recording = both(tiny_neox, seed=5)
+    ids, mask = PADDED
+    steps = [NextLogits(model, mask, DynamicCache()) for model in (plain, recording)]
+    for is_choice in (True, False, True, True, False, False, True):
+        if is_choice:
+            one, other = (step.likeliest(ids) for step in steps)
+            assert one.tolist() == other.tolist()
+        else:
+            one, other = (step(ids) for step in steps)
+            assert np.abs(one - other).max() <= 1e-5 * np.abs(one).max()
+            other = other.argmax(axis=1)
+        ids = np.concatenate([ids, other[:, None]], axis=1)
+    assert recording.backend.repeated == 6
+
+
+def test_a_choice_that_was_taken_back_is_made_again():
+    plain, recording = both(tiny_neox, seed=5)
+    caches = DynamicCache(), DynamicCache()
+    steps = [
+        NextLogits(model, np.ones_like(IDS), cache)
+        for model, cache in zip((plain, recording), caches, strict=True)
+    ]
+    text, found = IDS, []
+    for _ in range(3):
+        text = np.concatenate([text, steps[0].likeliest(text)[:, None]], axis=1)
+    for ids in (IDS, text[:, :6], text[:, :7], text[:, :8], text[:, :7]):
+        caches[1].crop(ids.shape[1] - 1)
+        found.append(steps[1](ids).copy() if ids.shape[1] == 8 else steps[1].likeliest(ids))
+    assert [one.tolist() for one in (*found[:3], found[4])] == text[:, [5, 6, 7, 7]].T.tolist()
+    steps[1](text[:, :8])
+    caches[1].crop(7)
+    assert np.allclose(steps[1](text[:, :8]), found[3], atol=1e-5)
+
+
+def test_looked_up_tokens_are_the_same_choice(monkeypatch):
+    text = tiny_model(seed=5).generate(IDS[:1], max_new_tokens=10, eos_token_id=[])
+    forward = LookedUpLogits._forward
+    for model in both(seed=5):
+        calls = []
+        monkeypatch.setattr(
+            LookedUpLogits, "_forward", lambda *a, c=calls, **k: c.append(1) or forward(*a, **k)
+        )
+        found = model.generate(IDS[:1], max_new_tokens=10, eos_token_id=[], prompt_lookup_num_tokens=3)
+        assert np.array_equal(found, text)
+        assert len(calls) < 8
 
 
 def test_a_longer_text_gets_more_room(monkeypatch):

@@ -266,11 +266,11 @@ __device__ __forceinline__ bool stands_before(float a, int a_at, float b, int b_
     return a_at < b_at;
 }
 
-// The place of the largest number of each row.  x X [rows, count], `stride` numbers from row to row -> int64 [rows].
-// A block for each row.
+// The place of the largest number of each row, -1 where that is infinite or NaN.  A block for each row.
+// x X [rows, count], `stride` numbers from row to row -> int64 [rows].
 template <class X>
 __global__ void __launch_bounds__(1024)
-    argmax(const X* __restrict__ x, long long stride, int count, long long* __restrict__ y) {
+    likeliest(const X* __restrict__ x, long long stride, int count, long long* __restrict__ y) {
     __shared__ float values[32];
     __shared__ int places[32];
     const X* row = x + blockIdx.x * stride;
@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(1024)
             at = lane < warps ? places[lane] : 0x7fffffff;
         }
     }
-    if (threadIdx.x == 0) y[blockIdx.x] = at;
+    if (threadIdx.x == 0) y[blockIdx.x] = fabsf(best) < infinity() ? at : -1;
 }
 
 // *found becomes 1 if there is NaN or infinity in x; else it stays.

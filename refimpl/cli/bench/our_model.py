@@ -174,7 +174,7 @@ class RunningModel:
     """A model and its cache.
 
     Tokens are made as `generate()` makes them: `NextLogits` feeds what the cache does not hold, by a recorded step
-    where the backend records any, and the likeliest token is chosen on the host.
+    where the backend records any, and says which token is the likeliest.
     """
 
     def __init__(self, model: Any, graph: bool = True):
@@ -216,7 +216,7 @@ class RunningModel:
                 if end == 1:
                     text[0, 1] = self._next_token(text[0, :1].tolist(), self._cache)
                 else:
-                    text[0, end] = np.argmax(self._next_logits(text[:, :end])[0])
+                    text[0, end] = self._next_logits.likeliest(text[:, :end])[0]
         self.notes += sorted({str(one.message) for one in caught} - set(self.notes))
         return text[0, past + 1 :].tolist()
 
@@ -232,9 +232,9 @@ class RunningModel:
             return None
         ids = np.array([item["ids"]])
         next_logits = NextLogits(self._model, np.ones_like(ids), DynamicCache())
-        chosen = next_logits(ids).argmax(axis=1)
+        chosen = next_logits.likeliest(ids)
         began = time.perf_counter()
-        next_logits(np.concatenate([ids, chosen[:, None]], axis=1))
+        next_logits.likeliest(np.concatenate([ids, chosen[:, None]], axis=1))
         return time.perf_counter() - began
 
     def profile(self, item: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Matrices in panels: the order in which compiled products read them, and in which a file can keep them.
 
 A panel is [in, width]: `width` rows of the matrix [out, in] side by side, so that what one step of a product needs lies
-together.  What a matrix lacks to the next full panel is filled with zeros.  Nothing is rounded: unpacked, a matrix is
-what it was, bit for bit.  The order is the same on every processor.
+together.  Of int8 numbers a step takes four of a row at once, which fill a word: their panel is [in / 4, width, 4].
+What a matrix lacks to the next full panel, and int8 to a multiple of 64 numbers in a row, is filled with zeros.
+Nothing is rounded: unpacked, a matrix is what it was, bit for bit.  The order is the same on every processor.
 
 `PanelMatrix` and `PanelBytes` stand for the arrays that they were made of.  A backend that reads panels takes them
 as they are (`Backend.weight`); for all others `np.asarray` is the array.
@@ -18,10 +19,13 @@ import numpy as np
 from refimpl.backends.quantized import Int8Matrix, NF4Matrix, QuantizedMatrix
 
 #: Rows in a panel, by the dtype of what lies in it; int32 are words of eight NF4 places.
-WIDTHS = {"float32": 32, "float16": 32, "bfloat16": 32, "int8": 64, "int32": 64}
+WIDTHS = {"float32": 32, "float16": 32, "bfloat16": 32, "int8": 32, "int32": 64}
 
 #: Places of four bits in a word, the first in the lowest bits.
 PLACES = 8
+
+#: Numbers of int8 in a word, and in what the matrix unit of a processor takes of a row at once.
+QUAD, WHOLE_QUADS = 4, 64
 
 
 class PanelMatrix:
@@ -29,7 +33,7 @@ class PanelMatrix:
 
     It stands for the array that it was made of: `shape`, `dtype`, `matrix[ids]` (rows), `astype`, `np.asarray`.
 
-    Attributes: `panels` [n, in, width], in `dtype` or another dtype of the same size.
+    Attributes: `panels` [n, in, width], in `dtype` or another dtype of the same size; int8 [n, in / 4, width, 4].
     """
 
     ndim = 2
@@ -55,11 +59,12 @@ class PanelMatrix:
             return self.unpacked()[ids]
         width = self.panels.shape[2]
         ids = np.where(ids < 0, ids + self.shape[0], ids)
-        return self.panels[ids // width, :, ids % width].view(self.dtype)
+        rows = self.panels[ids // width, :, ids % width].view(self.dtype)
+        return rows.reshape(*ids.shape, -1)[..., : self.shape[1]]
 
     def unpacked(self) -> np.ndarray:
         """The matrix as it was.  -> [out, in]"""
-        return from_panels(self.panels, self.shape[0]).view(self.dtype)
+        return from_panels(self.panels, *self.shape).view(self.dtype)
 
     def astype(self, dtype: Any, copy: bool = False) -> np.ndarray:
         return self.unpacked().astype(dtype, copy=False)
@@ -96,7 +101,8 @@ class PanelBytes:
         return PanelBytes(self.panels, self.matrix_shape, (math.prod(self.shape),))
 
     def reshape(self, *shape: int) -> np.ndarray:
-        return bytes_of(from_panels(self.panels, self.matrix_shape[0])).reshape(*shape)
+        out, length = self.matrix_shape
+        return bytes_of(from_panels(self.panels, out, length // PLACES)).reshape(*shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         array = self.reshape(*self.shape)
@@ -137,23 +143,34 @@ def nf4_fits(shape: tuple[int, int], blocksize: int) -> bool:
 # --- there and back ------------------------------------------------------------------------------
 
 
+def panels_shape(dtype: str, out: int, length: int) -> tuple[int, ...]:
+    """The shape of the panels of a matrix [out, length]."""
+    width = WIDTHS[dtype]
+    if dtype == "int8":
+        return -(-out // width), -(-length // WHOLE_QUADS) * WHOLE_QUADS // QUAD, width, QUAD
+    return -(-out // width), length, width
+
+
 def to_panels(matrix: np.ndarray) -> np.ndarray:
-    """[out, in] -> panels [n, in, width] of the same numbers; `WIDTHS` has the width."""
-    (out, length), width = matrix.shape, WIDTHS[matrix.dtype.name]
-    panels = np.zeros((-(-out // width), length, width), matrix.dtype)
+    """[out, in] -> panels [n, in, width] of the same numbers, int8 [n, in / 4, 32, 4]; `panels_shape` says it."""
+    out, length = matrix.shape
+    panels = np.zeros(panels_shape(matrix.dtype.name, out, length), matrix.dtype)
+    width = panels.shape[2]
     for panel, first in zip(panels, range(0, out, width), strict=True):
         rows = matrix[first : first + width]
-        panel[:, : len(rows)] = rows.T
+        if panels.ndim == 4:
+            rows = np.pad(rows, ((0, 0), (0, -length % WHOLE_QUADS))).reshape(len(rows), -1, QUAD)
+        panel[:, : len(rows)] = np.swapaxes(rows, 0, 1)
     return panels
 
 
-def from_panels(panels: np.ndarray, out: int) -> np.ndarray:
-    """Panels [n, in, width] -> [out, in] of the same numbers."""
-    _, length, width = panels.shape
+def from_panels(panels: np.ndarray, out: int, length: int) -> np.ndarray:
+    """Panels -> [out, length] of the same numbers."""
     matrix = np.empty((out, length), panels.dtype)
+    width = panels.shape[2]
     for panel, first in zip(panels, range(0, out, width), strict=True):
         rows = matrix[first : first + width]
-        rows[:] = panel[:, : len(rows)].T
+        rows[:] = np.swapaxes(panel[:, : len(rows)], 0, 1).reshape(len(rows), -1)[:, :length]
     return matrix
 
 

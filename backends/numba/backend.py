@@ -9,7 +9,7 @@ import numpy as np
 from refimpl.backends import to_dtype
 from refimpl.backends.base import Array, Backend
 from refimpl.backends.mask import AttentionMask
-from refimpl.backends.numba import amx, attention, cpu, elementwise, products, rounded
+from refimpl.backends.numba import amx, attention, cpu, digits, elementwise, products, rounded
 from refimpl.backends.numba.packed import (
     PackedInt8,
     PackedMatrix,
@@ -19,7 +19,7 @@ from refimpl.backends.numba.packed import (
     scale_bytes,
 )
 from refimpl.backends.numba.regions import pool_of
-from refimpl.backends.panels import PanelMatrix, lies_in_panels
+from refimpl.backends.panels import QUAD, PanelMatrix, lies_in_panels
 from refimpl.backends.quantized import QuantizedMatrix
 from refimpl.errors import BackendError, quote
 
@@ -34,9 +34,9 @@ class NumbaBackend(Backend):
     """Kernels for float32; what has none (float64, a mask of the caller's own) is computed by the definition.
 
     Every number is computed in one order, whatever the number of threads and rows: a token gets the same bits
-    alone and in a batch, in a prompt and after a cache, with padding and without.  With `matmul_dtype` ("bfloat16" or
-    "int8", see `rounded.py`) products of many rows are of rounded numbers, and a prompt gets other bits than its tokens
-    one by one.
+    alone and in a batch, in a prompt and after a cache, with padding and without.  With `matmul_dtype` ("bfloat16",
+    see `rounded.py`, or "int8", see `digits.py`) products of many rows are of rounded numbers, and a prompt gets other
+    bits than its tokens one by one.
     """
 
     name = "numba"
@@ -67,7 +67,7 @@ class NumbaBackend(Backend):
                 allowed="dtype float32",
             )
         self.matmul_dtype = matmul_dtype
-        self._unit = amx.shapes() if matmul_dtype is not None and cpu.has_tiles() else None
+        self._unit = amx.shapes() if self._compiled and cpu.has_tiles() else None
 
     def weight(self, array: np.ndarray | PanelMatrix | QuantizedMatrix, weight_dtype: Any = None) -> Array:
         if not self._compiled:
@@ -96,15 +96,18 @@ class NumbaBackend(Backend):
         y = np.empty((1, padded), np.float32) if rows == 1 else aligned_empty((rows, padded), np.float32)
         inside = bias if padded == out else None
         pool, flat = self._pool.ready(), np.ascontiguousarray(x).reshape(rows, length)
+        count = self._digits(rows) if isinstance(weight, PackedInt8) else 0
+        if isinstance(weight, PackedInt8) and not count and length % QUAD:
+            flat = np.pad(flat, ((0, 0), (0, -length % QUAD)))  # for whole words of weights
         kept = weight.panels, weight.code, weight.scale, weight.block
-        if rows == 1:
+        if count:
+            digits.multiply_in_digits(pool, flat, count, weight.panels, weight.scale, self._unit, inside, y)
+        elif rows == 1:
             products.multiply_one_row(pool, flat, *kept, inside, y)
         elif rows < products.MANY_ROWS:
             products.multiply_few_rows(pool, flat, *kept, inside, y)
         elif self.matmul_dtype == "bfloat16":
             rounded.multiply_in_bfloat16(pool, flat, *kept, self._unit, inside, y)
-        elif self.matmul_dtype == "int8" and isinstance(weight, PackedInt8):
-            rounded.multiply_in_int8(pool, flat, weight.panels, weight.scale, self._unit, inside, y)
         else:
             products.multiply_many_rows(pool, flat, *kept, inside, y)
         if padded != out:
@@ -112,6 +115,12 @@ class NumbaBackend(Backend):
             if bias is not None:
                 y += bias
         return y.reshape(*x.shape[:-1], out)
+
+    def _digits(self, rows: int) -> int:
+        """In how many digits so many rows are multiplied by int8 weights; 0: in no whole numbers."""
+        if self.matmul_dtype is not None and rows >= products.MANY_ROWS:
+            return 1 if self.matmul_dtype == "int8" else 0
+        return digits.DIGITS if self._unit is not None or cpu.multiplies_bytes() else 0
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         if not self._compiled:

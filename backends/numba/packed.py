@@ -17,6 +17,8 @@ from refimpl.backends import to_dtype
 from refimpl.backends.numba.products import BLOCK
 from refimpl.backends.numba.regions import Pool, parallel
 from refimpl.backends.panels import (
+    PLACES,
+    WHOLE_QUADS,
     WIDTHS,
     PanelBytes,
     PanelMatrix,
@@ -71,14 +73,17 @@ class PackedQuantized(QuantizedMatrix):
 
 
 class PackedInt8(PackedQuantized):
-    """An `Int8Matrix` in panels: panels int8 [n, in, 64], scale float32 [n, 1, 64]."""
+    """An `Int8Matrix` in panels: int32 words of four numbers [n, in / 4, 32], scale float32 [n, 1, 32]."""
 
     dtype = "int8"
     code = None
 
     def __init__(self, matrix: Int8Matrix, pool: Pool):
         self.shape = matrix.shape
-        self.panels = _mapped(matrix.CB) if isinstance(matrix.CB, PanelMatrix) else _pack(matrix.CB, pool)
+        if isinstance(matrix.CB, PanelMatrix):
+            self.panels = _mapped(matrix.CB).view(np.int32)[..., 0]
+        else:
+            self.panels = _pack(_quads_of(matrix.CB), pool, WIDTHS["int8"])
         count, _, width = self.panels.shape
         self._units = matrix.SCB
         self.scale = np.zeros((count, 1, width), np.float32)
@@ -90,7 +95,15 @@ class PackedInt8(PackedQuantized):
         return self.panels.nbytes + self.scale.nbytes
 
     def unpacked(self) -> Int8Matrix:
-        return Int8Matrix(CB=from_panels(self.panels, self.shape[0]), SCB=self._units)
+        numbers = self.panels[..., None].view(np.int8)
+        return Int8Matrix(CB=from_panels(numbers, *self.shape), SCB=self._units)
+
+
+def _quads_of(numbers: np.ndarray) -> np.ndarray:
+    """int8 [out, in] -> int32 [out, in / 4, rounded up to 16]: words of four, what is lacking zero"""
+    missing = -numbers.shape[1] % WHOLE_QUADS
+    numbers = np.pad(numbers, ((0, 0), (0, missing))) if missing else np.ascontiguousarray(numbers)
+    return numbers.view(np.int32)
 
 
 class PackedNF4(PackedQuantized):
@@ -113,7 +126,8 @@ class PackedNF4(PackedQuantized):
         return self.panels.nbytes + self.scale.nbytes
 
     def unpacked(self) -> NF4Matrix:
-        return replace(self._rest, packed=bytes_of(from_panels(self.panels, self.shape[0])))
+        out, length = self.shape
+        return replace(self._rest, packed=bytes_of(from_panels(self.panels, out, length // PLACES)))
 
 
 def pack(matrix: np.ndarray | PanelMatrix | QuantizedMatrix, pool: Pool) -> Any:

@@ -12,9 +12,9 @@ from numba import njit
 
 from refimpl.backends.numba.regions import parallel
 from refimpl.backends.numba.tiles import (
-    CODES_PER_WORD,
     OUTPUTS,
     ROWS,
+    per_word,
     row_of_32,
     row_of_64,
     tile_of_1,
@@ -76,7 +76,7 @@ def _add_bias(y, bias, begin, end):
 @njit(nogil=True, cache=True, error_model="numpy")
 def weights_at(w, panel, k, code):
     """The place in `w` of the first weight of a panel for `k`."""
-    return (panel * w.shape[1] + (k if code is None else k // CODES_PER_WORD)) * w.shape[2]
+    return (panel * w.shape[1] + k // per_word(w, code)) * w.shape[2]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -195,8 +195,8 @@ def _widen(w, w_at, width, steps, code, wide):
 def multiply_one_row(pool, x, w, code, scale, block, bias, y):
     """y = x @ w.T (+ bias).  float32 [1, k], panels [n, k, outputs] -> float32 [1, n * outputs]
 
-    w: float32, int16 (bits of float16), uint16 (bits of bfloat16) or int8, and `code` None; or int32 words of eight
-        places each in `code`, float32 [16].
+    w: float32, int16 (bits of float16), uint16 (bits of bfloat16), or int32 words of four int8 numbers, and `code`
+        None; or int32 words of eight places each in `code`, float32 [16].
     scale: float32 [n, blocks, outputs], a factor for each block of k; None: 1.
     block: how many k are added up before they are scaled and added to y.
     bias: float32 [n * outputs], or None.

@@ -43,10 +43,21 @@ OUTPUTS = LANES * VECTORS
 #: since such lines push each other out of the first cache.
 _AHEAD, _AHEAD_OF_CODES = (11264, 1536), (3072, 512)
 
-#: Places in a table of 16 that share an int32.
-CODES_PER_WORD = 8
+_BYTE, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
-_BYTE = ir.IntType(8)
+
+def _per_word(w_type: Any, code_type: Any) -> int:
+    """How many numbers share an int32: four of 8 bits, or eight places of 4 bits in a table of 16."""
+    if w_type.dtype != types.int32:
+        return 1
+    return 4 if isinstance(code_type, types.NoneType) else 8
+
+
+@intrinsic
+def per_word(typing, w, code):
+    """How many k of an output lie in one number of `w`."""
+    number = _per_word(w, code)
+    return types.int64(w, code), lambda *_: ir.Constant(_I64, number)
 
 
 def _make_tile(rows: int, vectors: int = VECTORS) -> Any:
@@ -58,7 +69,8 @@ def _make_tile(rows: int, vectors: int = VECTORS) -> Any:
 
         x: float32, rows from `x_at` on, `x_stride` apart.
         w: `steps` rows of `width` outputs, from `w_at` on, of the dtypes that `widened` takes; or int32: words of
-            eight 4-bit places in the table `code`, the lowest bits first, for eight k each.
+            four int8 numbers, or of eight 4-bit places in the table `code`, for as many k, the lowest bits first.
+            The last word may hold fewer: x goes on for a whole one, and the weights are zero there.
         scale: float32, or None for 1.
         y: float32, as x; it is written to if `first`, else added to.
         """
@@ -86,9 +98,7 @@ def _make_tile(rows: int, vectors: int = VECTORS) -> Any:
             ]
             zero = ir.Constant(floats.llvm, [0.0] * LANES)
             sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(vectors)] for _ in range(rows)]
-            w_type = at["w"].dtype
-            packed = w_type == types.int32
-            table: Any = _table(context, builder, at["code"], given["code"]) if packed else None
+            w_type, together = at["w"].dtype, _per_word(at["w"], at["code"])
 
             def multiply(k, weights):
                 for row in range(rows):
@@ -107,23 +117,24 @@ def _make_tile(rows: int, vectors: int = VECTORS) -> Any:
                 ]
                 if rows < ROWS:
                     size = LANES * vectors * w_type.bitwidth // 8
-                    far, near = _AHEAD_OF_CODES if packed else _AHEAD
+                    far, near = _AHEAD_OF_CODES if together > 4 else _AHEAD
                     for line in range(0, size, 64):
                         fetch_ahead(builder, builder.gep(found[0], [constant(far + line)]), into=2)
                         fetch_ahead(builder, builder.gep(found[0], [constant(near + line)]), into=1)
                 return found
 
-            if packed:
-                groups = builder.sdiv(number("steps"), constant(CODES_PER_WORD))
+            if together > 1:
+                numbers = _numbers(context, builder, at["code"], given["code"])
+                last = constant(together - 1)
+                groups = builder.sdiv(builder.add(number("steps"), last), constant(together))
                 with cgutils.for_range(builder, groups) as loop:
                     words = [
                         builder.load(builder.bitcast(address, ints.llvm.as_pointer()), align=4)
                         for address in addresses(loop.index)
                     ]
-                    for code in range(CODES_PER_WORD):
-                        shift = ir.Constant(ints.llvm, [4 * code] * LANES)
-                        weights = [table(builder.lshr(word, shift) if code else word) for word in words]
-                        k = builder.add(builder.mul(loop.index, constant(CODES_PER_WORD)), constant(code))
+                    for place_in_word in range(together):
+                        weights = [numbers(word, ir.Constant(_I32, place_in_word)) for word in words]
+                        k = builder.add(builder.mul(loop.index, constant(together)), constant(place_in_word))
                         multiply(k, weights)
             else:
                 with cgutils.for_range(builder, number("steps")) as loop:
@@ -170,6 +181,22 @@ def _unaligned(builder: Any, address: Any) -> Any:
     loaded = builder.load(address)
     loaded.align = 4
     return loaded
+
+
+def _numbers(context: Any, builder: Any, code_type: Any, code: Any) -> Any:
+    """A function from 16 words, and a place in them (llvm int32), to the 16 numbers there, in float32."""
+    if isinstance(code_type, types.NoneType):
+        bits = ir.Constant(_I32, 8)
+
+        def number(words, place):
+            above = builder.sub(ir.Constant(_I32, 24), builder.mul(place, bits))
+            lifted = builder.shl(words, splat(builder, above))
+            return builder.sitofp(builder.ashr(lifted, ir.Constant(ints.llvm, [24] * LANES)), floats.llvm)
+
+        return number
+    table = _table(context, builder, code_type, code)
+    four = ir.Constant(_I32, 4)
+    return lambda words, place: table(builder.lshr(words, splat(builder, builder.mul(place, four))))
 
 
 def _table(context: Any, builder: Any, code_type: Any, code: Any) -> Any:
@@ -244,15 +271,12 @@ def weights(typing, w, w_at, width, k, code):
             context.cast(builder, number, given, types.intp)
             for number, given in zip((w_at, width, k), signature.args[1:4], strict=True)
         )
-        packed = w_type.dtype == types.int32
-        eight = ir.Constant(k.type, CODES_PER_WORD)
-        row = builder.sdiv(k, eight) if packed else k
+        together = ir.Constant(k.type, _per_word(w_type, signature.args[4]))
+        row = builder.sdiv(k, together)
         address = pointer(context, builder, w_type, w, builder.add(w_at, builder.mul(row, width)), ints.llvm)
-        if not packed:
+        if w_type.dtype != types.int32:
             return widened(builder, address, w_type.dtype)
-        place = builder.trunc(builder.srem(k, eight), ir.IntType(32))
-        shift = splat(builder, builder.mul(place, ir.Constant(place.type, 4)))
-        words = builder.lshr(_unaligned(builder, address), shift)
-        return _table(context, builder, signature.args[4], code)(words)
+        place = builder.trunc(builder.srem(k, together), _I32)
+        return _numbers(context, builder, signature.args[4], code)(_unaligned(builder, address), place)
 
     return floats(w, w_at, width, k, code), generate

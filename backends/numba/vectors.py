@@ -43,8 +43,8 @@ class Vector(types.Type):
 floats = Vector("float32x16", _F32)
 ints = Vector("int32x16", _I32)
 
-#: What is widened to float32, as it lies in memory: float32, the bits of float16 and of bfloat16, int8.
-_ELEMENTS = {types.float32: _F32, types.int16: _I16, types.uint16: _I16, types.int8: _I8}
+#: What is widened to float32, as it lies in memory: float32, the bits of float16 and of bfloat16.
+_ELEMENTS = {types.float32: _F32, types.int16: _I16, types.uint16: _I16}
 _SHORTS = ir.VectorType(_I16, LANES)
 
 
@@ -80,7 +80,7 @@ def call(builder: Any, name: str, result: ir.Type, *arguments: Any) -> Any:
 def widened(builder: Any, address: Any, dtype: Any) -> Any:
     """16 numbers at `address` as float32, exactly.
 
-    From float32, int16 (bits of float16), uint16 (bits of bfloat16) or int8.
+    From float32, int16 (bits of float16) or uint16 (bits of bfloat16).
     """
     element = _ELEMENTS.get(dtype)
     if element is None:
@@ -92,8 +92,6 @@ def _widened(builder: Any, bits: Any, dtype: Any) -> Any:
     """16 numbers as they lie in memory -> float32"""
     if dtype == types.float32:
         return bits
-    if dtype == types.int8:
-        return builder.sitofp(builder.sext(bits, ints.llvm), floats.llvm)
     if dtype == types.uint16:
         upper = builder.shl(builder.zext(bits, ints.llvm), _all(16))
         return builder.bitcast(upper, floats.llvm)
@@ -305,6 +303,16 @@ def magnitude(typing, x):
     def generate(context, builder, signature, arguments):
         bits = builder.and_(builder.bitcast(arguments[0], ints.llvm), _all(0x7FFFFFFF))
         return builder.bitcast(bits, floats.llvm)
+
+    return floats(floats), generate
+
+
+@intrinsic
+def nearest(typing, x):
+    """The nearest whole numbers, of two equally near the even one."""
+
+    def generate(context, builder, signature, arguments):
+        return call(builder, "llvm.rint.v16f32", floats.llvm, *arguments)
 
     return floats(floats), generate
 

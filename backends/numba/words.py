@@ -10,14 +10,15 @@ int32 for int8.  Here is how numbers are rounded into words, and the loop that m
 
 Both factors lie in pieces of 16 words, because that is what the tiles of `amx.py` hold:
 
-    x       [rows / 16, words / 16, 16 rows, 16 words]
-    w       [2, words, 16 outputs], for the 32 outputs that are computed together
+    x       [rows / 16, words / 16, 16 rows, 16 words]; fewer rows than 16 are a piece of their own
+    w       [words, 32 outputs]
 
 What a matrix lacks to a whole piece is filled with zeros, which change no sum.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 from llvmlite import ir
@@ -27,6 +28,7 @@ from refimpl.backends.numba import cpu
 from refimpl.backends.numba.vectors import (
     LANES,
     call,
+    fetch_ahead,
     floats,
     fused,
     intrinsic,
@@ -46,6 +48,9 @@ PAIR, QUAD = 2, 4
 
 # Rows and vectors whose sums stay in registers; they divide a piece.
 _ROWS, _VECTORS = (8, 2) if cpu.has_wide_registers() else (4, 1)
+
+#: How many bytes ahead weights are asked for that come from memory, into the second cache.  Measured.
+_AHEAD = 3072
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _32_SHORTS = ir.VectorType(_I16, 32)
@@ -128,29 +133,6 @@ def store_bytes(typing, words, place, vector):
         return context.get_dummy_value()
 
     return types.void(words, place, floats), generate
-
-
-@intrinsic
-def store_quads(typing, words, place, w, w_at, width):
-    """Write 16 words: word i holds number i of four rows of the int8 array `w`, from `w_at` on, `width` apart."""
-
-    def generate(context, builder, signature, arguments):
-        place, w_at, width = (
-            context.cast(builder, arguments[i], signature.args[i], types.intp) for i in (1, 3, 4)
-        )
-        rows = []
-        for row in range(QUAD):
-            offset = builder.add(w_at, builder.mul(width, ir.Constant(_I64, row)))
-            bytes_16 = ir.VectorType(_I8, LANES)
-            read = builder.load(pointer(context, builder, signature.args[2], arguments[2], offset, bytes_16))
-            read.align = 1
-            rows.append(read)
-        joined = [builder.shuffle_vector(rows[i], rows[i + 1], _order(range(32))) for i in (0, 2)]
-        value = builder.shuffle_vector(*joined, _order(16 * (i % QUAD) + i // QUAD for i in range(64)))
-        _store(context, builder, signature.args[0], arguments[0], place, value)
-        return context.get_dummy_value()
-
-    return types.void(words, place, w, w_at, width), generate
 
 
 @intrinsic
@@ -288,91 +270,106 @@ class _Quads:
         return [builder.sitofp(builder.ashr(bits, _all(24)), floats.llvm) for bits in lifted]
 
 
-@intrinsic
-def multiply_piece(typing, x, x_at, pieces, w, y, y_at, y_stride, first):
-    """y[row, output] (+)= sum over k of x[row, k] * w[k, output], for 16 rows and 32 outputs.
+def _make_multiply(rows_at_once: int = 0, from_memory: bool = False) -> Any:
+    @intrinsic
+    def multiply_piece(typing, x, x_at, rows, pieces, w, w_at, y, y_at, y_stride, first):
+        """y[row, output] (+)= sum over k of x[row, k] * w[k, output], for up to 16 rows and 32 outputs.
 
-    x: int32, words of the rows: `pieces` pieces from `x_at` on.
-    w: int32 [2, 16 * pieces, 16].
-    y: float32 for pairs, int32 for quads; rows of 32 from `y_at` on, `y_stride` apart. It is written to if `first`,
-        else added to.
-    """
+        x: int32, words of `rows` rows: `pieces` pieces from `x_at` on.
+        w: int32 [16 * pieces, 32], from `w_at` on.
+        y: float32 for pairs, int32 for quads; rows of 32 from `y_at` on, `y_stride` apart. It is written to if `first`,
+            else added to. Up to seven rows after `rows` are computed as well, from whatever lies there.
+        """
 
-    def generate(context, builder, signature, arguments):
-        at = dict(zip(piece_arguments, signature.args, strict=True))
-        given = dict(zip(piece_arguments, arguments, strict=True))
+        def generate(context, builder, signature, arguments):
+            at = dict(zip(piece_arguments, signature.args, strict=True))
+            given = dict(zip(piece_arguments, arguments, strict=True))
 
-        def number(name):
-            return context.cast(builder, given[name], at[name], types.intp)
+            def number(name):
+                return context.cast(builder, given[name], at[name], types.intp)
 
-        def constant(value):
-            return ir.Constant(_I64, value)
+            def constant(value):
+                return ir.Constant(_I64, value)
 
-        def plus(a, b):
-            return builder.add(a, constant(b) if isinstance(b, int) else b)
+            def plus(a, b):
+                return builder.add(a, constant(b) if isinstance(b, int) else b)
 
-        def read(name, offset, target):
-            loaded = builder.load(pointer(context, builder, at[name], given[name], offset, target))
-            loaded.align = 4
-            return loaded
+            def read(name, offset, target):
+                loaded = builder.load(pointer(context, builder, at[name], given[name], offset, target))
+                loaded.align = 4
+                return loaded
 
-        of = _Quads(builder) if at["y"].dtype == types.int32 else _Pairs(builder)
-        result_type = ints.llvm if at["y"].dtype == types.int32 else floats.llvm
-        nothing = ir.Constant(of.vector, None)
-        is_first = builder.icmp_unsigned(
-            "!=", context.cast(builder, given["first"], at["first"], types.int8), ir.Constant(_I8, 0)
-        )
-        half = builder.mul(number("pieces"), constant(PIECE * LANES))
-        vectors = range(_VECTORS)
-
-        def multiply(row, lane):
-            """`of.rows` rows from `row` on, `_VECTORS` vectors from the one that begins with output `lane` on."""
+            of = _Quads(builder) if at["y"].dtype == types.int32 else _Pairs(builder)
+            result_type = ints.llvm if at["y"].dtype == types.int32 else floats.llvm
+            nothing = ir.Constant(of.vector, None)
+            is_first = builder.icmp_unsigned(
+                "!=", context.cast(builder, given["first"], at["first"], types.int8), ir.Constant(_I8, 0)
+            )
+            vectors, at_once = range(_VECTORS), rows_at_once or of.rows
 
             def registers(count):
                 return [cgutils.alloca_once_value(builder, nothing) for _ in range(count)]
 
-            sums = [[registers(of.registers) for _ in vectors] for _ in range(of.rows)]
-            extras = registers(_VECTORS)
-            places = {}
-            for i in range(of.rows):
-                for vector in vectors:
+            def fetch(place):
+                address = pointer(context, builder, at["w"], given["w"], place, _I8)
+                for line in range(0, 4 * LANES * _VECTORS, 64):
+                    fetch_ahead(builder, builder.gep(address, [constant(_AHEAD + line)]), into=2)
+
+            def begin(row, lane):
+                """-> the places of the results in y; the registers of each, with what was there before"""
+                places, sums = {}, {}
+                for i, vector in product(range(at_once), vectors):
                     row_at = plus(number("y_at"), builder.mul(number("y_stride"), plus(row, i)))
                     places[i, vector] = plus(row_at, lane + LANES * vector)
-                    for register in sums[i][vector]:
+                    sums[i, vector] = registers(of.registers)
+                    for register in sums[i, vector]:
                         builder.store(nothing, register)
                     with builder.if_then(builder.not_(is_first)):
                         before = of.initial(read("y", places[i, vector], result_type))
-                        builder.store(before, sums[i][vector][0])
-            for register in extras:
-                builder.store(nothing, register)
-            with cgutils.for_range(builder, number("pieces")) as piece:
-                x_at = plus(number("x_at"), builder.mul(piece.index, constant(PIECE * PIECE)))
-                x_at = plus(x_at, builder.mul(row, constant(PIECE)))
-                with cgutils.for_range(builder, constant(PIECE)) as word:
-                    k = plus(builder.mul(piece.index, constant(PIECE)), word.index)
-                    weights = []
-                    for vector in vectors:
-                        w_at = builder.mul(half, constant(lane // LANES + vector))
-                        offset = plus(w_at, builder.mul(k, constant(LANES)))
-                        weights.append(of.weights(read("w", offset, ints.llvm)))
-                        extra = of.extra(builder.load(extras[vector]), weights[vector])
-                        builder.store(extra, extras[vector])
-                    for i in range(of.rows):
-                        inputs = of.inputs(read("x", plus(plus(x_at, word.index), i * PIECE), _I32))
-                        for vector in vectors:
-                            of.add(sums[i][vector], inputs, weights[vector])
-                for of_row in sums:
-                    for of_vector in of_row:
-                        of.end_piece(of_vector)
-            for (i, vector), place in places.items():
-                result = of.finished(sums[i][vector], builder.load(extras[vector]))
-                address = pointer(context, builder, at["y"], given["y"], place, result_type)
-                builder.store(result, address).align = 4
+                        builder.store(before, sums[i, vector][0])
+                return places, sums
 
-        with cgutils.for_range(builder, constant(PIECE // of.rows)) as part:
-            for lane in range(0, OUTPUTS, LANES * _VECTORS):
-                multiply(builder.mul(part.index, constant(of.rows)), lane)
-        return context.get_dummy_value()
+            def multiply(row, lane):
+                """`at_once` rows from `row` on, `_VECTORS` vectors from the one that begins with output `lane` on."""
+                places, sums = begin(row, lane)
+                extras = registers(_VECTORS)
+                for register in extras:
+                    builder.store(nothing, register)
+                with cgutils.for_range(builder, number("pieces")) as piece:
+                    x_rows = plus(builder.mul(piece.index, number("rows")), row)
+                    x_at = plus(number("x_at"), builder.mul(x_rows, constant(PIECE)))
+                    with cgutils.for_range(builder, constant(PIECE)) as word:
+                        k = plus(builder.mul(piece.index, constant(PIECE)), word.index)
+                        w_at = plus(plus(number("w_at"), builder.mul(k, constant(OUTPUTS))), lane)
+                        if from_memory:
+                            fetch(w_at)
+                        weights = [of.weights(read("w", plus(w_at, LANES * i), ints.llvm)) for i in vectors]
+                        for register, w in zip(extras, weights, strict=True):
+                            builder.store(of.extra(builder.load(register), w), register)
+                        for i in range(at_once):
+                            inputs = of.inputs(read("x", plus(plus(x_at, word.index), i * PIECE), _I32))
+                            for vector in vectors:
+                                of.add(sums[i, vector], inputs, weights[vector])
+                    for found in sums.values():
+                        of.end_piece(found)
+                for (i, vector), place in places.items():
+                    result = of.finished(sums[i, vector], builder.load(extras[vector]))
+                    address = pointer(context, builder, at["y"], given["y"], place, result_type)
+                    builder.store(result, address).align = 4
 
-    piece_arguments = ("x", "x_at", "pieces", "w", "y", "y_at", "y_stride", "first")
-    return types.void(x, x_at, pieces, w, y, y_at, y_stride, first), generate
+            parts = builder.sdiv(plus(number("rows"), at_once - 1), constant(at_once))
+            with cgutils.for_range(builder, parts) as part:
+                for lane in range(0, OUTPUTS, LANES * _VECTORS):
+                    multiply(builder.mul(part.index, constant(at_once)), lane)
+            return context.get_dummy_value()
+
+        piece_arguments = ("x", "x_at", "rows", "pieces", "w", "w_at", "y", "y_at", "y_stride", "first")
+        return types.void(x, x_at, rows, pieces, w, w_at, y, y_at, y_stride, first), generate
+
+    return multiply_piece
+
+
+multiply_piece = _make_multiply()
+
+#: As `multiply_piece`, three rows at a time, where the weights are read from memory for these rows alone.
+multiply_as_read = _make_multiply(3, from_memory=True)

@@ -1,9 +1,9 @@
 """Weight files whose large matrices lie in panels, the order in which compiled products read them.
 
 Such a file is a safetensors file like any other. In place of `X.weight` [out, in] it holds `X.weight.panels`
-[n, in, width] (see `refimpl.backends.panels`); of an NF4 matrix the words, int32 [n, in / 8, 64]. What belongs to
-a quantized matrix besides lies there as ever. The metadata under `PACKED_KEY` are JSON: the version of the layout and,
-by the name of each tensor in panels, the shape [out, in] of the matrix.
+[n, in, width], of int8 [n, in / 4, 32, 4] (see `refimpl.backends.panels`); of an NF4 matrix the words, int32
+[n, in / 8, 64]. What belongs to a quantized matrix besides lies there as ever. The metadata under `PACKED_KEY` are
+JSON: the version of the layout and, by the name of each tensor in panels, the shape [out, in] of the matrix.
 
 `shown_whole` gives the tensors the names, shapes and dtypes that they have in an ordinary file, without touching a
 number; `in_panels` is the way there. docs/spec/checkpoints.md describes the files for other readers.
@@ -20,7 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.backends.panels import PLACES, WIDTHS, PanelBytes, PanelMatrix, nf4_fits, to_panels, words_of
+from refimpl.backends.panels import (
+    PLACES,
+    WIDTHS,
+    PanelBytes,
+    PanelMatrix,
+    nf4_fits,
+    panels_shape,
+    to_panels,
+    words_of,
+)
 from refimpl.checkpoints.safetensors_writer import PACKED_KEY, PACKED_VERSION, StoredTensor, check_tensor
 from refimpl.checkpoints.weight_file import WeightFile
 from refimpl.errors import CheckpointFormatError, CheckpointValueError, InputError, quote
@@ -152,16 +161,16 @@ class PanelFile(WeightFile):
                 f"metadata {PACKED_KEY}: not valid JSON ({error})", found=quote(text)
             ) from error
         version = said.get("version") if isinstance(said, dict) else None
-        if type(version) is int and version > PACKED_VERSION:
+        if type(version) is int and version > 0 and version != PACKED_VERSION:
             raise self._error(
-                "the matrices lie in an order of a newer version of refimpl",
+                "the matrices lie in an order of another version of refimpl",
                 found=f"version {version}",
                 allowed=f"version {PACKED_VERSION}",
                 hint="Use that version, or pack the model again with this one: refimpl convert MODEL FOLDER --packed.",
             )
         shapes = said.get("shapes") if version == PACKED_VERSION else None
         if type(version) is not int or not isinstance(shapes, dict):
-            allowed = '{"version": 1, "shapes": {name: [out, in]}}'
+            allowed = f'{{"version": {PACKED_VERSION}, "shapes": {{name: [out, in]}}}}'
             raise self._error(f"metadata {PACKED_KEY} are wrong", found=quote(text), allowed=allowed)
         return shapes
 
@@ -175,14 +184,14 @@ class PanelFile(WeightFile):
                 allowed=f"a name that ends in {SUFFIX}, and [out, in]",
             )
         out, length = shape
-        width, places = WIDTHS.get(dtype, 0), PLACES if dtype == "int32" else 1
-        if not width or length % places or stored != (-(-out // width), length // places, width):
+        places = PLACES if dtype == "int32" else 1
+        fits = dtype in WIDTHS and length % places == 0
+        wanted = panels_shape(dtype, out, length // places) if fits else None
+        if stored != wanted:
             raise self._error(
                 f"{name}: these are not the panels of a matrix {shape}",
                 found=f"{dtype} {list(stored)}",
-                allowed=f"{dtype} {[-(-out // width), length // places, width]}"
-                if width and length % places == 0
-                else ", ".join(WIDTHS),
+                allowed=", ".join(WIDTHS) if wanted is None else f"{dtype} {list(wanted)}",
             )
         return out, length
 
@@ -227,23 +236,23 @@ def _packed(tensor: StoredTensor, tensors: Mapping[str, StoredTensor]) -> Stored
         complete = dtype == np.uint8 and 2 * tensor.nbytes == out * length
         if not complete or not nf4_fits((out, length), said["blocksize"]):
             return tensor
-        pack, dtype, shape = partial(_words, tensor, out), np.dtype(np.int32), (out, length)
-        return _stored(tensor, dtype, shape, length // PLACES, pack)
+        return _stored(tensor, np.dtype(np.int32), (out, length), partial(_words, tensor, out))
     if len(tensor.shape) != 2 or not tensor.nbytes:
         return tensor
     shape = (tensor.shape[0], tensor.shape[1])
     if dtype == np.int8 and f"{module}SCB" in tensors:
-        return _stored(tensor, dtype, shape, shape[1], lambda: to_panels(_whole(tensor)))
+        return _stored(tensor, dtype, shape, lambda: to_panels(_whole(tensor)))
     if dtype.name in _DENSE:
-        return _stored(tensor, dtype, shape, shape[1], lambda: to_panels(_finite(_whole(tensor), name)))
+        return _stored(tensor, dtype, shape, lambda: to_panels(_finite(_whole(tensor), name)))
     return tensor
 
 
 def _stored(
-    tensor: StoredTensor, dtype: np.dtype, shape: tuple[int, int], length: int, load: Callable[[], np.ndarray]
+    tensor: StoredTensor, dtype: np.dtype, shape: tuple[int, int], load: Callable[[], np.ndarray]
 ) -> StoredTensor:
-    width = WIDTHS[dtype.name]
-    name, stored = tensor.name + SUFFIX, (-(-shape[0] // width), length, width)
+    out, length = shape
+    stored = panels_shape(dtype.name, out, length // PLACES if dtype == np.int32 else length)
+    name = tensor.name + SUFFIX
     check_tensor(name, dtype, stored)
     return StoredTensor(name, dtype, stored, load, panels_of=shape)
 

@@ -30,7 +30,7 @@ DTYPES = {
 }  # fmt: skip
 
 #: In the metadata of a file: the version of the layout, and of each tensor in panels the shape of the matrix.
-PACKED_KEY, PACKED_VERSION = "refimpl_packed", 1
+PACKED_KEY, PACKED_VERSION = "refimpl_packed", 2
 CACHE_LINE = 64
 
 _ORDER = list(DTYPES)

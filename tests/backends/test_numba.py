@@ -297,6 +297,7 @@ from tests.backends.test_numba import FORMS, normal
 from refimpl.backends import get_backend
 from tests.tiny import tiny_ids, tiny_neox
 ops = get_backend("numba", threads=2)
+ops._digits = lambda rows: 0  # int8 in float32 here: whole numbers are tried in test_digits.py
 bits = hashlib.sha256()
 for make in FORMS.values():
     weight = ops.weight(make(normal(100, 384)))

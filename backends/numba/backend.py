@@ -120,7 +120,7 @@ class NumbaBackend(Backend):
         """In how many digits so many rows are multiplied by int8 weights; 0: in no whole numbers."""
         if self.matmul_dtype is not None and rows >= products.MANY_ROWS:
             return 1 if self.matmul_dtype == "int8" else 0
-        return digits.DIGITS if self._unit is not None or cpu.multiplies_bytes() else 0
+        return digits.DIGITS if self._unit is not None else 0
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         if not self._compiled:

@@ -82,11 +82,6 @@ def has_wide_registers() -> bool:
     return "avx512f" in features()
 
 
-def multiplies_bytes() -> bool:
-    """Whether there is an instruction that multiplies four numbers of 8 bits by four, and adds up the products."""
-    return not features().isdisjoint({"avx512vnni", "avxvnni"})
-
-
 def converts_half() -> bool:
     """Whether there is an instruction from float16 to float32."""
     return "f16c" in features() or has_wide_registers() or is_arm64()

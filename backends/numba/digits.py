@@ -5,8 +5,8 @@ whole numbers, in a unit of its own for each block of 512 k:
 
     x = unit * (d1 * 254**2 + d2 * 254 + d3),   each digit from -127 to 127
 
-Three digits are 23 bits below the largest number of a block, about what a sum in float32 keeps beside it.  Each digit is
-a row of its own to the processor, whose products with the weights are exact in a block; then
+Three digits are 23 bits below the largest number of a block, about what a sum in float32 keeps beside it.  Each digit
+is a row of its own to the processor, whose products with the weights are exact in a block; then
 
     y = sum over blocks of unit * (y1 * 254**2 + y2 * 254 + y3)
 

@@ -15,6 +15,7 @@ registers can be chosen.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -125,6 +126,8 @@ def _make_tile(rows: int, vectors: int = VECTORS) -> Any:
 
             if together > 1:
                 numbers = _numbers(context, builder, at["code"], given["code"])
+                if together == 4:
+                    numbers = partial(_lifted, builder)
                 last = constant(together - 1)
                 groups = builder.sdiv(builder.add(number("steps"), last), constant(together))
                 with cgutils.for_range(builder, groups) as loop:
@@ -152,6 +155,8 @@ def _make_tile(rows: int, vectors: int = VECTORS) -> Any:
                     scaled = _unaligned(
                         builder, place("scale", builder.add(number("scale_at"), lanes), floats.llvm)
                     )
+                    if together == 4:
+                        scaled = builder.fmul(scaled, ir.Constant(floats.llvm, [2.0**-24] * LANES))
                 for row in range(rows):
                     row_at = builder.add(number("y_at"), builder.mul(number("y_stride"), constant(row)))
                     address = place("y", builder.add(row_at, lanes), floats.llvm)
@@ -197,6 +202,19 @@ def _numbers(context: Any, builder: Any, code_type: Any, code: Any) -> Any:
     table = _table(context, builder, code_type, code)
     four = ir.Constant(_I32, 4)
     return lambda words, place: table(builder.lshr(words, splat(builder, builder.mul(place, four))))
+
+
+def _lifted(builder: Any, words: Any, place: Any) -> Any:
+    """The numbers of 8 bits at a place of 16 words, times 2**24: a byte put on top of a word is that, without a shift.
+
+    The factor is exact, and so is taking it away from the sum.
+    """
+    each = ir.VectorType(_BYTE, 4 * LANES)
+    nothing = 4 * LANES
+    order = [4 * (i // 4) + place.constant if i % 4 == 3 else nothing for i in range(4 * LANES)]
+    order = ir.Constant(ir.VectorType(_I32, 4 * LANES), order)
+    top = builder.shuffle_vector(builder.bitcast(words, each), ir.Constant(each, [0] * 4 * LANES), order)
+    return builder.sitofp(builder.bitcast(top, ints.llvm), floats.llvm)
 
 
 def _table(context: Any, builder: Any, code_type: Any, code: Any) -> Any:

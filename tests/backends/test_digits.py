@@ -14,7 +14,7 @@ ROWS = (1, 2, 3, 5, 6, 16, 31, 33, 70)
 
 
 def digits(count=3, threads=2):
-    """The backend as it is where words are multiplied, on every processor: there it takes float32 for the numbers."""
+    """The backend as it is where there are tiles; other processors multiply words or, in their place, float32."""
     ops = get_backend("numba", threads=threads)
     ops._digits = lambda rows: count
     return ops
@@ -27,7 +27,7 @@ def error(found, exact):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("count", [0, 3])
 def test_products_of_any_shape(shape, count):
-    """Also without digits, which nobody else tries where words are multiplied."""
+    """Also without digits, which nobody else tries where there are tiles."""
     matrix, bias = FORMS["int8"](normal(*shape)), normal(shape[0], seed=2)
     ops = digits(count)
     weight = ops.weight(matrix)
@@ -98,9 +98,9 @@ def test_tiles_and_words_give_the_same_bits():
         assert (ops.linear(x[:rows], weight) == found).all(), rows
 
 
-def test_digits_are_taken_where_words_are_multiplied():
+def test_digits_are_taken_where_there_are_tiles():
     ops = get_backend("numba")
-    assert ops._digits(1) == ops._digits(40) == (3 if cpu.has_tiles() or cpu.multiplies_bytes() else 0)
+    assert ops._digits(1) == ops._digits(40) == (3 if cpu.has_tiles() else 0)
     assert get_backend("numba", matmul_dtype="int8")._digits(16) == 1
     assert get_backend("numba", matmul_dtype="bfloat16")._digits(16) == 0
     assert get_backend("numba", matmul_dtype="int8")._digits(15) == ops._digits(15)

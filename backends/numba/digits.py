@@ -149,7 +149,7 @@ def _multiply_many(part, parts, x, units, digits, w, scale, unit, bias, y):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _multiply_few(part, parts, x, units, digits, w, scale, unit, bias, y):
-    """Rows whose digits fit one piece: panel after panel, each read once from its beginning to its end.
+    """Rows whose digits fill less than a piece: panel after panel, each read once from its beginning to its end.
 
     The sums of a block are looked at when the next one has begun: they are ready then, and memory did not wait.
     """
@@ -186,7 +186,7 @@ def multiply_in_digits(pool, x, digits, w, scale, unit, bias, y):
     rows, pieces = x.shape[0], w.shape[1] // PIECE
     words = pieces_for(rows * digits, pieces)
     units = np.empty((rows, -(-x.shape[1] // BLOCK)), np.float32)
-    if rows * digits <= PIECE:
+    if rows * digits < PIECE:
         _to_digits(0, 1, x, digits, words, units)
         parallel(pool, _multiply_few, (words, units, digits, w, scale, unit, bias, y))
     else:

@@ -87,15 +87,27 @@ def test_a_row_has_the_same_bits_with_any_threads_in_any_company():
             assert (ops.linear(x[:rows], weight, bias) == whole[:rows]).all(), (threads, rows)
 
 
-def test_tiles_and_words_give_the_same_bits():
+@pytest.mark.parametrize("count", [1, 3])
+def test_tiles_and_words_give_the_same_bits(count):
     if not cpu.has_tiles():
         pytest.skip("this processor has no AMX")
-    ops, x = digits(), normal(50, 1300, seed=1)
+    ops, x = digits(count), normal(50, 1300, seed=1)
     weight = ops.weight(FORMS["int8"](normal(100, 1300)))
-    tiles = [ops.linear(x[:rows], weight) for rows in ROWS]
+    numbers = range(1, 51)
+    tiles = [ops.linear(x[:rows], weight) for rows in numbers]
     ops._unit = None
-    for rows, found in zip(ROWS, tiles, strict=True):
+    for rows, found in zip(numbers, tiles, strict=True):
         assert (ops.linear(x[:rows], weight) == found).all(), rows
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_rows_of_any_number_without_tiles(count):
+    ops, x = digits(count, threads=1), normal(40, 1300, seed=1)
+    ops._unit = None
+    weight = ops.weight(FORMS["int8"](normal(100, 1300)))
+    whole = ops.linear(x, weight)
+    for rows in range(1, 40):
+        assert (ops.linear(x[:rows], weight) == whole[:rows]).all(), rows
 
 
 def test_digits_are_taken_where_there_are_tiles():

@@ -234,10 +234,11 @@ def test_each_operation_fails_once(inside, tmp_path, code):
     assert seen > 10
 
 
-def test_a_newer_file(inside, call, model, tmp_path):
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_file_of_another_version(inside, call, model, tmp_path, version):
     call("convert", model, tmp_path, "--packed")
     path = tmp_path / "packed.safetensors"
-    path.write_bytes(path.read_bytes().replace(rb"{\"version\":1,", rb"{\"version\":2,"))
+    path.write_bytes(path.read_bytes().replace(rb"{\"version\":2,", rb"{\"version\":%d," % version))
     for verb in (
         ["inspect", tmp_path],
         ["convert", tmp_path, tmp_path / "new"],
@@ -245,5 +246,6 @@ def test_a_newer_file(inside, call, model, tmp_path):
     ):
         message = error_of(inside(*verb), 1)
         assert (
-            f"{path}: the matrices lie in an order of a newer version of refimpl; found version 2" in message
+            f"{path}: the matrices lie in an order of another version of refimpl; found version {version}"
+            in message
         )

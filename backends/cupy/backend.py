@@ -174,9 +174,8 @@ class CuPyBackend(Backend):
         if need_weights or not has_kernel:
             wide = query.astype(self.dtype, copy=False)
             context, weights = super().attention(wide, key, value, mask, scale, need_weights)
-        if (
-            has_kernel
-        ):  # also beside the definition's weights: the context is the same whether they are asked for or not
+        # Also beside the definition's weights: the context is the same whether they are asked for or not.
+        if has_kernel:
             result = self._result_dtype(query.shape[0] * query.shape[2])
             context = attention.attend(query, key, value, mask, scale, result)
         return context, weights

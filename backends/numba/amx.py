@@ -22,15 +22,12 @@ from numba import njit
 from numba.core import cgutils, types
 
 from refimpl.backends.numba.vectors import LANES, call, fetch_ahead, intrinsic, pointer
-from refimpl.backends.numba.words import OUTPUTS, PIECE
+from refimpl.backends.numba.words import AHEAD, OUTPUTS, PIECE
 
 _I8, _I64, _NOTHING = ir.IntType(8), ir.IntType(64), ir.VoidType()
 
 #: Which registers hold what.
 _SUMS, _ROWS, _OUTPUTS = ((0, 1), (2, 3)), (4, 5), (6, 7)
-
-#: How many bytes ahead weights are asked for that come from memory, into the second cache.  Measured.
-_AHEAD = 3072
 
 
 def shapes() -> np.ndarray:
@@ -137,7 +134,7 @@ def _make_multiply(row_tiles: int, from_memory: bool = False) -> Any:
                     unit("tileloadd64", _OUTPUTS[half], address, constant(w_bytes))
                 if from_memory:
                     for line in range(0, PIECE * w_bytes, 64):
-                        address = builder.gep(place("w", w_at), [constant(_AHEAD + line)])
+                        address = builder.gep(place("w", w_at), [constant(AHEAD + line)])
                         fetch_ahead(builder, address, into=2)
                 for row in range(row_tiles):
                     x_at = builder.add(number("x_at"), builder.mul(number("x_stride"), constant(row)))

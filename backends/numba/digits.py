@@ -34,7 +34,7 @@ from refimpl.backends.numba.groups import (
     pieces_for,
     put_away,
 )
-from refimpl.backends.numba.products import weights_at
+from refimpl.backends.numba.products import aligned, weights_at
 from refimpl.backends.numba.regions import parallel
 from refimpl.backends.numba.vectors import (
     LANES,
@@ -89,8 +89,9 @@ def _to_digits(part, parts, x, digits, words, units):
                 rest = load_first(x, row * length + k, end - k) * factor
                 for digit_row in range(row * digits, (row + 1) * digits):
                     row_at = (digit_row // PIECE * pieces + word // PIECE) * size + digit_row % PIECE
-                    store_bytes(words, row_at * PIECE + word % PIECE, rest)
-                    rest = (rest - nearest(rest)) * broadcast(_BASE)
+                    digit = nearest(rest)
+                    store_bytes(words, row_at * PIECE + word % PIECE, digit)
+                    rest = (rest - digit) * broadcast(_BASE)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -119,7 +120,7 @@ def _multiply_many(part, parts, x, units, digits, w, scale, unit, bias, y):
     begin, end = panels * part // parts, panels * (part + 1) // parts
     most, at_once = min(ROWS_AT_ONCE, y.shape[0]), GROUP // width
     whole = aligned_ints(-(-SOME_ROWS * digits // PIECE) * PIECE * OUTPUTS)
-    sums = aligned_ints(most * GROUP).view(np.float32)
+    sums = aligned(most * GROUP)
     for first in range(0, y.shape[0], most):
         rows = min(most, y.shape[0] - first)
         for group in range(begin, end, at_once):
@@ -151,20 +152,22 @@ def _multiply_many(part, parts, x, units, digits, w, scale, unit, bias, y):
 def _multiply_few(part, parts, x, units, digits, w, scale, unit, bias, y):
     """Rows whose digits fill less than a piece: panel after panel, each read once from its beginning to its end.
 
+    The digits of one row are too few for a tile to gain by.
     The sums of a block are looked at when the next one has begun: they are ready then, and memory did not wait.
     """
     panels, words, width = w.shape
     rows, blocks, digit_rows = y.shape[0], units.shape[1], x.shape[2]
     before = np.empty(64, np.uint8)
-    if unit is not None:
+    in_tiles = unit is not None and digit_rows > DIGITS
+    if unit is not None and in_tiles:
         amx.begin(amx.shapes_of_rows(unit, digit_rows), before)
-    whole, sums = aligned_ints(2 * PIECE * OUTPUTS), aligned_ints(PIECE * GROUP).view(np.float32)
+    whole, sums = aligned_ints(2 * PIECE * OUTPUTS), aligned(PIECE * GROUP)
     for panel in range(panels * part // parts, panels * (part + 1) // parts):
         for block in range(blocks):
             pieces = min(BLOCK, words * QUAD - block * BLOCK) // (PIECE * QUAD)
             w_at, x_at = weights_at(w, panel, block * BLOCK, None), block * BLOCK // QUAD * digit_rows
             here, other = block % 2 * PIECE * OUTPUTS, (block + 1) % 2 * PIECE * OUTPUTS
-            if unit is None or digit_rows <= DIGITS:
+            if unit is None or not in_tiles:
                 multiply_as_read(x, x_at, digit_rows, pieces, w, w_at, whole, here, OUTPUTS, True)
             else:
                 amx.multiply_as_read(x, x_at, 0, digit_rows, pieces, w, w_at, whole, here, OUTPUTS, True)
@@ -172,7 +175,7 @@ def _multiply_few(part, parts, x, units, digits, w, scale, unit, bias, y):
                 _add_block(whole, other, rows, digits, units, 0, block - 1, sums, 0)
         _add_block(whole, (blocks - 1) % 2 * PIECE * OUTPUTS, rows, digits, units, 0, blocks - 1, sums, 0)
         put_away(sums, rows, width, scale, bias, y, 0, panel * width)
-    if unit is not None:
+    if unit is not None and in_tiles:
         amx.end(before)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from refimpl.backends.numba import amx
-from refimpl.backends.numba.products import weights_at
+from refimpl.backends.numba.products import aligned, weights_at
 from refimpl.backends.numba.tiles import per_word
 from refimpl.backends.numba.vectors import LANES, load, prefetch, store
 from refimpl.backends.numba.words import OUTPUTS, PIECE, multiply_piece
@@ -79,9 +79,7 @@ def put_away(sums, rows, outputs, scale, bias, y, first, output):
 @njit(nogil=True, cache=True)
 def aligned_ints(size):
     """int32 [size], at the beginning of a cache line."""
-    memory = np.empty(size + LANES, np.int32)
-    skip = -memory.ctypes.data % 64 // 4
-    return memory[skip : skip + size]
+    return aligned(size).view(np.int32)
 
 
 @njit(nogil=True, cache=True)

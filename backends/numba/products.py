@@ -155,7 +155,7 @@ def _many_rows(part, parts, blocks, length, w, code, scale, bias, y, first):
     panels, _, width = w.shape
     end = panels * (part + 1) // parts
     _, rows, block = blocks.shape
-    wide, sums = _aligned(block * OUTPUTS), _aligned(rows * _GROUP * width)
+    wide, sums = aligned(block * OUTPUTS), aligned(rows * _GROUP * width)
     for group in range(panels * part // parts, end, _GROUP):
         here = min(_GROUP, end - group)
         outputs = sums[: rows * here * width].reshape(rows, here * width)
@@ -177,7 +177,7 @@ def _many_rows(part, parts, blocks, length, w, code, scale, bias, y, first):
 
 
 @njit(nogil=True, cache=True)
-def _aligned(size):
+def aligned(size):
     """float32 [size], at the beginning of a cache line: registers are filled faster from whole ones."""
     memory = np.empty(size + LANES, np.float32)
     skip = -memory.ctypes.data % 64 // 4
@@ -219,7 +219,7 @@ def multiply_many_rows(pool, x, w, code, scale, block, bias, y):
     """
     rows, length = x.shape
     most, count = min(_ROWS_AT_ONCE, rows), -(-length // block)
-    memory = _aligned(count * most * block)
+    memory = aligned(count * most * block)
     for first in range(0, rows, most):
         here = min(most, rows - first)
         blocks = memory[: count * here * block].reshape(count, here, block)

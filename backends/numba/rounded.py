@@ -25,7 +25,7 @@ from refimpl.backends.numba.groups import (
     pieces_for,
     put_away,
 )
-from refimpl.backends.numba.products import scales_at, weights_at
+from refimpl.backends.numba.products import aligned, scales_at, weights_at
 from refimpl.backends.numba.regions import parallel
 from refimpl.backends.numba.tiles import per_word, weights
 from refimpl.backends.numba.vectors import LANES, broadcast, load, load_first
@@ -101,7 +101,7 @@ def _multiply_pairs(part, parts, x, w, code, scale, block, unit, bias, y):
     most = min(ROWS_AT_ONCE, PIECE * x.shape[0])
     at_once = GROUP // width
     words = aligned_ints(OUTPUTS * _BLOCK // PAIR)
-    sums = aligned_ints(most * GROUP).view(np.float32)
+    sums = aligned(most * GROUP)
     for first in range(0, PIECE * x.shape[0], most):
         rows = min(most, PIECE * x.shape[0] - first)
         for group in range(begin, end, at_once):

@@ -34,6 +34,7 @@ from refimpl.backends.numba.vectors import (
     splat,
     widened,
 )
+from refimpl.backends.panels import PLACES, QUAD
 
 #: The sums of a tile fill half of the registers: the rest is for what is multiplied.
 ROWS, VECTORS = (8, 2) if cpu.has_wide_registers() else (6, 1)
@@ -51,7 +52,7 @@ def _per_word(w_type: Any, code_type: Any) -> int:
     """How many numbers share an int32: four of 8 bits, or eight places of 4 bits in a table of 16."""
     if w_type.dtype != types.int32:
         return 1
-    return 4 if isinstance(code_type, types.NoneType) else 8
+    return QUAD if isinstance(code_type, types.NoneType) else PLACES
 
 
 @intrinsic
@@ -118,16 +119,18 @@ def _make_tile(rows: int, vectors: int = VECTORS) -> Any:
                 ]
                 if rows < ROWS:
                     size = LANES * vectors * w_type.bitwidth // 8
-                    far, near = _AHEAD_OF_CODES if together > 4 else _AHEAD
+                    far, near = _AHEAD_OF_CODES if together == PLACES else _AHEAD
                     for line in range(0, size, 64):
                         fetch_ahead(builder, builder.gep(found[0], [constant(far + line)]), into=2)
                         fetch_ahead(builder, builder.gep(found[0], [constant(near + line)]), into=1)
                 return found
 
             if together > 1:
-                numbers = _numbers(context, builder, at["code"], given["code"])
-                if together == 4:
-                    numbers = partial(_lifted, builder)
+                numbers = (
+                    partial(_lifted, builder)
+                    if together == QUAD
+                    else _numbers(context, builder, at["code"], given["code"])
+                )
                 last = constant(together - 1)
                 groups = builder.sdiv(builder.add(number("steps"), last), constant(together))
                 with cgutils.for_range(builder, groups) as loop:
@@ -155,7 +158,7 @@ def _make_tile(rows: int, vectors: int = VECTORS) -> Any:
                     scaled = _unaligned(
                         builder, place("scale", builder.add(number("scale_at"), lanes), floats.llvm)
                     )
-                    if together == 4:
+                    if together == QUAD:
                         scaled = builder.fmul(scaled, ir.Constant(floats.llvm, [2.0**-24] * LANES))
                 for row in range(rows):
                     row_at = builder.add(number("y_at"), builder.mul(number("y_stride"), constant(row)))

@@ -24,6 +24,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils, types
 
+from refimpl.backends import panels
 from refimpl.backends.numba import cpu
 from refimpl.backends.numba.vectors import (
     LANES,
@@ -44,13 +45,13 @@ PIECE = 16
 OUTPUTS = 2 * LANES
 
 #: How many numbers a word holds.
-PAIR, QUAD = 2, 4
+PAIR, QUAD = 2, panels.QUAD
 
 # Rows and vectors whose sums stay in registers; they divide a piece.
 _ROWS, _VECTORS = (8, 2) if cpu.has_wide_registers() else (4, 1)
 
 #: How many bytes ahead weights are asked for that come from memory, into the second cache.  Measured.
-_AHEAD = 3072
+AHEAD = 3072
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _32_SHORTS = ir.VectorType(_I16, 32)
@@ -123,12 +124,11 @@ def store_pairs(typing, words, place, first, second):
 
 @intrinsic
 def store_bytes(typing, words, place, vector):
-    """Write 16 numbers from -127 to 127, rounded to whole ones (ties to even), as four words."""
+    """Write 16 whole numbers from -127 to 127 as four words."""
 
     def generate(context, builder, signature, arguments):
         place = context.cast(builder, arguments[1], signature.args[1], types.intp)
-        whole = call(builder, "llvm.rint.v16f32", floats.llvm, arguments[2])
-        value = builder.trunc(builder.fptosi(whole, ints.llvm), ir.VectorType(_I8, LANES))
+        value = builder.trunc(builder.fptosi(arguments[2], ints.llvm), ir.VectorType(_I8, LANES))
         _store(context, builder, signature.args[0], arguments[0], place, value)
         return context.get_dummy_value()
 
@@ -313,7 +313,7 @@ def _make_multiply(rows_at_once: int = 0, from_memory: bool = False) -> Any:
             def fetch(place):
                 address = pointer(context, builder, at["w"], given["w"], place, _I8)
                 for line in range(0, 4 * LANES * _VECTORS, 64):
-                    fetch_ahead(builder, builder.gep(address, [constant(_AHEAD + line)]), into=2)
+                    fetch_ahead(builder, builder.gep(address, [constant(AHEAD + line)]), into=2)
 
             def begin(row, lane):
                 """-> the places of the results in y; the registers of each, with what was there before"""
